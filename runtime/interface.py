@@ -1,0 +1,188 @@
+"""What the actors may know of a stage's computation: values and protocols, no torch.
+
+Owns the types that cross between ``actors`` and ``runtime``. Tensors cross as `BufferView` (bytes with a dtype and a
+shape), so neither neighbour needs the other's libraries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+BLOCK_TOKENS = 16
+"""Tokens in one KV block (page). A page is one layer's keys and values of one block."""
+
+Int32Array = npt.NDArray[np.int32]
+
+
+class EngineError(Exception):
+    """A stage cannot do what it was asked; the sentence names what was wrong and what to do."""
+
+
+class OutOfMemoryError(EngineError):
+    """Weights, KV pages or workspace do not fit the device's stated memory."""
+
+
+class SamplingParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How one request draws its tokens. Validated by the gateway; ranges are OpenAI's and vLLM's.
+
+    ``temperature`` 0 is greedy. ``top_k`` 0 and ``top_p`` 1 and ``min_p`` 0 switch their filters off.
+    ``seed`` is always set: with the token's position it gives the random number (counter-based), so a replay after a
+    failure draws the same token. ``logprobs`` is the number of alternatives to report, None for no log-probabilities.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    seed: int = 0
+    logprobs: int | None = None
+
+    @property
+    def needs_history(self) -> bool:
+        """Whether drawing a token needs the tokens before it."""
+        return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
+
+
+class SampledToken(msgspec.Struct, frozen=True, array_like=True):
+    """One drawn token. ``top`` holds (token id, log-probability) pairs, most likely first."""
+
+    token_id: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class BufferView:
+    """A tensor outside torch: contiguous little-endian bytes with a dtype name ("float32", "bfloat16") and a shape."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class RaggedBatch:
+    """One step's work, the same on every stage. T tokens of R rows (one row per request), flattened without padding.
+
+    ``token_ids`` int32 [T]; ``positions`` int32 [T], each token's index in its request; ``row_starts`` int32 [R + 1],
+    row r owns tokens ``row_starts[r]:row_starts[r + 1]``; ``block_tables`` int32 [R, W], the KV blocks of each row in
+    order, -1 beyond its last; token p of a row lives in block ``block_tables[r, p // BLOCK_TOKENS]`` at offset
+    ``p % BLOCK_TOKENS``; ``sample_tokens`` int32 [N], indices into T whose logits are wanted, ascending.
+    """
+
+    token_ids: Int32Array
+    positions: Int32Array
+    row_starts: Int32Array
+    block_tables: Int32Array
+    sample_tokens: Int32Array
+
+    @property
+    def tokens(self) -> int:
+        """T, the number of tokens in the step."""
+        return len(self.token_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class SampleRow:
+    """How to draw one token: parallel to ``RaggedBatch.sample_tokens``.
+
+    ``position`` is the index in its request of the token to be drawn. ``history`` int32 holds prompt and output tokens
+    so far, None unless ``params.needs_history``; ``prompt_tokens`` says how many of them are the prompt's (presence and
+    frequency penalties count output tokens only, the repetition penalty counts both).
+    """
+
+    params: SamplingParams
+    position: int
+    history: Int32Array | None = None
+    prompt_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StageSpec:
+    """What one stage is to be: atoms ``[first_atom, end_atom)`` of a captured program, on one device."""
+
+    model_folder: str
+    program_file: str
+    first_atom: int
+    end_atom: int
+    device: str = "cpu"
+    threads: int = 1
+    dtype: str = "float32"
+    deterministic: bool = False
+    step_tokens_max: int = 512
+
+
+@dataclass(frozen=True, slots=True)
+class StageFacts:
+    """What a loaded stage weighs. All sizes in bytes."""
+
+    weight_bytes: int
+    kv_bytes_per_block: int
+    memory_free_bytes: int
+    layers: tuple[int, ...]
+
+
+@dataclass(slots=True)
+class StageOutput:
+    """A step's outcome: a hidden state for the next stage, or tokens where this is the last (parallel to the rows)."""
+
+    hidden: BufferView | None = None
+    tokens: list[SampledToken] = field(default_factory=list)
+
+
+class StageEngine(Protocol):
+    """One stage's computation. Synchronous, single-threaded towards its caller; every method may raise `EngineError`.
+
+    Order of calls: `load`, `reserve` (again to resize), then `run` any number of times.
+    """
+
+    def load(self, progress: Callable[[int, int], None]) -> StageFacts:
+        """Read the stage's weights (and only those). ``progress(done_bytes, total_bytes)`` is called now and then."""
+        ...
+
+    def reserve(self, blocks: int) -> None:
+        """Make room for ``blocks`` KV blocks (ids 0 .. blocks - 1) in every layer of this stage and warm up."""
+        ...
+
+    def run(self, batch: RaggedBatch, hidden: BufferView | None, rows: Sequence[SampleRow]) -> StageOutput:
+        """Run one step. ``hidden`` is None on the first stage; ``rows`` is empty except on the last."""
+        ...
+
+
+class Tokenizer(Protocol):
+    """Text to ids and back, and the chat template; implemented in ``runtime.tokenizer`` without torch."""
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """Tokens that end a generation, from generation_config.json, config.json or the tokenizer."""
+        ...
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Ids are below this."""
+        ...
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Text to ids."""
+        ...
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Ids to text, special tokens left out; an incomplete UTF-8 tail comes out as U+FFFD."""
+        ...
+
+    def token_text(self, token_id: int) -> str:
+        """One token alone, for log-probability reports."""
+        ...
+
+    def apply_chat_template(self, messages: Sequence[dict[str, object]]) -> list[int]:
+        """Render the model's own template with a generation prompt and encode it. Raises ValueError with a sentence."""
+        ...

@@ -1,0 +1,88 @@
+"""What every transport offers: ordered, bounded links between two ends. It never knows what a model is.
+
+A *link* joins exactly two ends, one of which binds and the other connects; each pair of actors has one link per purpose
+(control, activations). One task may send while another receives. Two implementations pass the same contract tests:
+`zmq_link` (ZeroMQ DEALER pairs) and `memory` (in one process, with seeded faults, used by the simulator).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+Buffer = bytes | bytearray | memoryview
+
+
+class TransportError(Exception):
+    """Base of everything a link raises."""
+
+
+class PeerLostError(TransportError):
+    """The other end is gone: closed, dead, or silent for longer than the liveness limit."""
+
+
+class FrameError(TransportError):
+    """The peer sent something that is not a valid frame; the sentence says what was wrong with it."""
+
+
+@dataclass(frozen=True, slots=True)
+class LinkLimits:
+    """Bounds of one link. ``credit_messages`` is how many messages may be under way before `Link.send` waits."""
+
+    credit_messages: int = 64
+    message_bytes_max: int = 64 * 1024 * 1024
+    heartbeat_interval_s: float = 0.25
+    silence_s_max: float = 1.5
+
+
+@dataclass(frozen=True, slots=True)
+class LinkStatistics:
+    """Counters since the link was made."""
+
+    sent_messages: int
+    sent_bytes: int
+    received_messages: int
+    received_bytes: int
+    waiting_messages: int
+    credit_left: int
+
+
+class Link(Protocol):
+    """One end of a bounded, ordered, exactly-once-or-`PeerLostError` message stream."""
+
+    @property
+    def name(self) -> str:
+        """For logs: which purpose and which peer."""
+        ...
+
+    async def send(self, parts: Sequence[Buffer]) -> None:
+        """Send one message of several parts, whole or not at all. Waits while out of credit; a checkpoint.
+
+        Raises `PeerLostError` once the peer is known to be gone, `FrameError` where the message is over its limit.
+        """
+        ...
+
+    async def receive(self) -> list[memoryview]:
+        """The next message's parts, in order. Raises `PeerLostError` after the last message of a lost peer."""
+        ...
+
+    def statistics(self) -> LinkStatistics:
+        """Counters, as a snapshot."""
+        ...
+
+    async def aclose(self) -> None:
+        """Tell the peer, release everything. Idempotent."""
+        ...
+
+
+class Transport(Protocol):
+    """Makes links by address. An async context manager owns their background tasks."""
+
+    async def bind(self, address: str, *, name: str, limits: LinkLimits = ...) -> Link:
+        """Be the binding end at ``address`` ("ipc:///run/dir/x", "tcp://127.0.0.1:7700"); returns before a peer came."""
+        ...
+
+    async def connect(self, address: str, *, name: str, limits: LinkLimits = ...) -> Link:
+        """Be the connecting end; returns before the other end exists."""
+        ...
