@@ -1,7 +1,7 @@
 """What the gateway asks of whoever makes tokens: one request in, its tokens out, and what is true of the pipeline.
 
-Owns the contract between the gateway and the scheduler, and nothing else. It must never know of HTTP, of text, of stages'
-links or of how a token is made. Every `TokenSource` passes tests/actors/test_token_source_contract.py.
+Owns the contract between the gateway and the scheduler, and nothing else. It must never know of HTTP, of text, of links
+between stages or of how a token is made. Every `TokenSource` passes tests/actors/test_token_source_contract.py.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class GenerationFailedError(Exception):
 
 
 class StageStatus(TypedDict):
-    """One stage as `flexpipe ps --json` shows it. Layers ``[first_layer, end_layer)``; pages are KV blocks of a layer."""
+    """One stage as `flexpipe ps --json` shows it. Layers ``[first_layer, end_layer)``; a page: one layer's KV block."""
 
     stage: int
     state: str
