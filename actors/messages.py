@@ -10,6 +10,7 @@ from __future__ import annotations
 import msgspec
 
 from ..runtime.interface import SampledToken, SamplingParams
+from ..transport.codec import Codec
 
 PROTOCOL_VERSION = 1
 """Sent in `Hello`; a supervisor refuses a stage that speaks another."""
@@ -157,8 +158,9 @@ class StepResult(Message, tag=True):
 
 
 class Activation(Message, tag=True):
-    """Stage s → stage s + 1: the hidden state of one step. The tensor's bytes are the message's second part, or lie in
-    slot ``slot`` of the link's shared ring where ``slot`` >= 0. Lost: the next stage sees its upstream lost.
+    """Stage s → stage s + 1: the hidden state of one step. Lost: the next stage sees its upstream lost.
+
+    The tensor's bytes are the message's second part, or lie in slot ``slot`` of the link's shared ring where ``slot`` >= 0.
     """
 
     epoch: int
@@ -170,3 +172,8 @@ class Activation(Message, tag=True):
 
 ToStage = Load | Serve | Drain | StepPlan
 FromStage = Hello | LoadProgress | Loaded | Serving | StageFailed | StageReport | StepResult
+
+TO_STAGE: Codec[ToStage] = Codec(ToStage)
+FROM_STAGE: Codec[FromStage] = Codec(FromStage)
+ACTIVATION: Codec[Activation] = Codec(Activation)
+"""One codec a conversation: each end accepts only what the other may say."""
