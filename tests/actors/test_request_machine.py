@@ -1,14 +1,13 @@
 import math
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from toy_language import END, ToyTextStream, ToyTokenizer
-
 from flexpipe.actors.generation import TokenEvent
 from flexpipe.actors.request_machine import Delta, IllegalEventError, RequestMachine
 from flexpipe.actors.stop_strings import StopScanner
 from flexpipe.runtime.interface import SampledToken
+from hypothesis import given
+from hypothesis import strategies as st
+from toy_language import END, ToyTextStream, ToyTokenizer
 
 ALPHABET = "abé"
 TEXTS = st.text(alphabet=ALPHABET, max_size=40)

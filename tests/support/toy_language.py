@@ -1,7 +1,7 @@
 """A byte-level toy tokenizer and its incremental text stream: real implementations, small enough to reason about.
 
-Ids 0 to 255 are bytes, then begin-of-sequence, end-of-sequence and a few multi-byte pieces, so that stop strings and UTF-8
-characters fall across token boundaries.
+Ids 0 to 255 are bytes, then begin-of-sequence, end-of-sequence and a few multi-byte pieces, so that stop strings and
+UTF-8 characters fall across token boundaries.
 """
 
 from __future__ import annotations
