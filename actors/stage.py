@@ -275,7 +275,7 @@ class StageActor:
     async def _run_step(self, plan: StepPlan, hidden: BufferView | None) -> None:
         rows = self._sampling.rows(plan) if self._sampling is not None else []
         started_s = trio.current_time()
-        output = await self._engine.run(_batch(plan), hidden, rows)
+        output = await self._engine.run(batch_of(plan), hidden, rows)
         compute_s = trio.current_time() - started_s
         if self._sampling is not None:
             self._sampling.drawn(plan, output.tokens)
@@ -293,7 +293,7 @@ class StageActor:
         self._nursery.cancel_scope.cancel()
 
 
-def _batch(plan: StepPlan) -> RaggedBatch:
+def batch_of(plan: StepPlan) -> RaggedBatch:
     """The plan's arrays, without copying. Their values are the engine's to check, since it knows the bounds."""
     rows = len(plan.requests)
     try:

@@ -286,7 +286,9 @@ class SupervisorMachine:
 
     def _hello(self, stage: int, record: StageRecord, message: Hello) -> list[Instruction]:
         if message.protocol != PROTOCOL_VERSION:
-            return self._lost(f"stage {stage} speaks protocol {message.protocol}, this build speaks {PROTOCOL_VERSION}")
+            return self._hopeless(
+                f"stage {stage} speaks protocol {message.protocol}, this build speaks {PROTOCOL_VERSION}"
+            )
         record.phase, record.pid = StagePhase.LOADING, message.pid
         plan = self.spec.stages[stage]
         load = Load(
