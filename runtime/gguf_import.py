@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,14 @@ import numpy.typing as npt
 
 from .gguf_file import GgufFile, read_gguf
 from .gguf_tokenizer import special_token_id, write_tokenizer
-from .model_folder import CONFIG_FILE, MissingTensorError, Report, UnknownArchitectureError
+from .model_folder import (
+    CONFIG_FILE,
+    GENERATION_CONFIG_FILE,
+    MissingTensorError,
+    Report,
+    UnknownArchitectureError,
+)
 from .weight_writer import WeightWriter
-
-GENERATION_CONFIG_FILE = "generation_config.json"
 
 _LLAMA_LAYER = {
     "attn_norm": "input_layernorm",
@@ -70,6 +75,11 @@ def _generation_config(gguf: GgufFile) -> dict[str, Any]:
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _require_all(gguf: GgufFile, missing: list[str]) -> None:
+    if missing:
+        raise MissingTensorError(f"{gguf.path} lacks {len(missing)} tensors, first {missing[0]!r}; fetch it again")
 
 
 # ---- Llama -----------------------------------------------------------------------------------------------------------
@@ -152,11 +162,7 @@ def _llama_names(gguf: GgufFile, layers: int) -> dict[str, str]:
 
 def _llama_weights(gguf: GgufFile, config: dict[str, Any], report: Report) -> Iterator[tuple[str, FloatArray]]:
     names = _llama_names(gguf, config["num_hidden_layers"])
-    missing = [name for name in names if name not in gguf.tensors]
-    if missing:
-        raise MissingTensorError(
-            f"{gguf.path} lacks the tensor {missing[0]!r} (of {len(missing)} missing); fetch it again"
-        )
+    _require_all(gguf, [name for name in names if name not in gguf.tensors])
     total = sum(len(gguf.tensors[name].data) for name in names)
     done = 0
     for name, checkpoint_name in names.items():
@@ -189,28 +195,19 @@ def _through_transformers(gguf: GgufFile, report: Report) -> tuple[dict[str, Any
     """Config and weights by transformers' own mapping. The whole model is in memory as float32 at once."""
     report("convert", 0, 0)
     try:
-        import torch
-        from transformers import AutoConfig, AutoModelForCausalLM
-        from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
-
-        settings = load_gguf_checkpoint(str(gguf.path))["config"]
-        config = AutoConfig.for_model(**settings)
+        torch, transformers = import_module("torch"), import_module("transformers")
+        load = import_module("transformers.modeling_gguf_pytorch_utils").load_gguf_checkpoint
+        config = transformers.AutoConfig.for_model(**load(str(gguf.path))["config"])
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
-        tensors: dict[str, Any] = load_gguf_checkpoint(str(gguf.path), return_tensors=True, model_to_load=model)[
-            "tensors"
-        ]
+            model = transformers.AutoModelForCausalLM.from_config(config)
+        tensors: dict[str, Any] = load(str(gguf.path), return_tensors=True, model_to_load=model)["tensors"]
     except Exception as error:  # transformers refuses a family with whatever its mapping ran into
         raise UnknownArchitectureError(
             f"{gguf.path} is of the family {gguf.architecture!r}, which cannot be converted from GGUF ({error}); "
             "use the model's Hugging Face folder instead"
         ) from error
     tied = set(getattr(model, "_tied_weights_keys", None) or ()) if config.tie_word_embeddings else set()
-    missing = [name for name in model.state_dict() if name not in tensors and name not in tied]
-    if missing:
-        raise MissingTensorError(
-            f"{gguf.path} lacks the tensor {missing[0]!r} (of {len(missing)} missing); fetch it again"
-        )
-    described: dict[str, Any] = config.to_dict()
+    _require_all(gguf, [name for name in model.state_dict() if name not in tensors and name not in tied])
+    described: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
     described["architectures"] = [type(model).__name__]
     return described, ((name, np.asarray(tensor.numpy(), np.float32)) for name, tensor in tensors.items())

@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from .gguf_file import GgufFile
-from .model_folder import TOKENIZER_FILE, BrokenCheckpointError, UnknownArchitectureError
-
-CHAT_TEMPLATE_FILE = "chat_template.jinja"
-TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
+from .model_folder import (
+    CHAT_TEMPLATE_FILE,
+    TOKENIZER_CONFIG_FILE,
+    TOKENIZER_FILE,
+    BrokenCheckpointError,
+    UnknownArchitectureError,
+)
 
 # llama.cpp's token types
 _CONTROL = 3
@@ -109,10 +113,9 @@ def _splitter(pre: str) -> pre_tokenizers.PreTokenizer:
 def _through_transformers(source: GgufFile) -> Tokenizer:
     """Sentencepiece and rarer kinds; slow (it may have to recover the merges) and done once per file."""
     try:
-        from transformers.integrations.gguf import convert_gguf_tokenizer, get_gguf_tokenizer
-
-        architecture, description, _ = get_gguf_tokenizer(str(source.path))
-        backend, _ = convert_gguf_tokenizer(architecture, description)
+        converter = import_module("transformers.integrations.gguf")
+        architecture, description, _ = converter.get_gguf_tokenizer(str(source.path))
+        backend, _ = converter.convert_gguf_tokenizer(architecture, description)
     except Exception as error:  # a converter meeting a vocabulary it was not written for raises anything
         kind = source.metadata.get("tokenizer.ggml.model")
         raise UnknownArchitectureError(

@@ -15,7 +15,10 @@ from typing import Any, Protocol
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 WEIGHTS_INDEX_FILE = "model.safetensors.index.json"
+GENERATION_CONFIG_FILE = "generation_config.json"
 TOKENIZER_FILE = "tokenizer.json"
+TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
+CHAT_TEMPLATE_FILE = "chat_template.jinja"
 
 SAFETENSORS_HEADER_BYTES_MAX = 100_000_000
 """The format's own limit; a larger length means that the file is something else."""

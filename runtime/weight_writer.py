@@ -6,6 +6,7 @@ Owns the file names of Hugging Face's sharded layout; knows nothing of what the 
 from __future__ import annotations
 
 import json
+from importlib import import_module
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -67,11 +68,10 @@ class WeightWriter:
         return values.astype(self._dtype, copy=False)
 
     def _write_shard(self) -> None:
-        if self._dtype == "bfloat16":
-            from safetensors.torch import save_file
-        else:
-            from safetensors.numpy import save_file
-        save_file(self._pending, self._partial(len(self._shards)), {"format": "pt"})
+        framework = "torch" if self._dtype == "bfloat16" else "numpy"
+        import_module(f"safetensors.{framework}").save_file(
+            self._pending, self._partial(len(self._shards)), metadata={"format": "pt"}
+        )
         self._shards.append(list(self._pending))
         self._pending = {}
         self._pending_bytes = 0
