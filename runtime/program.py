@@ -10,7 +10,6 @@ are wanted) are dynamic and appear as the strings "T" and "N" in shapes; other e
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -27,7 +26,11 @@ class Ref(msgspec.Struct, frozen=True, tag="ref"):
 
 
 class Literal(msgspec.Struct, frozen=True, tag="lit"):
-    """An argument that is a constant: int, float, bool, str, None. ``kind`` marks dtypes ("dtype": "float32")."""
+    """An argument that is a constant: int, float, bool, str, None.
+
+    ``kind`` says how to read ``value``: "plain"; "dtype" ("float32"); "dim" ("T" or "N", this step's size); "device"
+    (None: the stage's own); "memory_format" ("contiguous_format"); "float" ("inf", "-inf", "nan", which JSON lacks).
+    """
 
     value: int | float | bool | str | None
     kind: str = "plain"
@@ -36,7 +39,7 @@ class Literal(msgspec.Struct, frozen=True, tag="lit"):
 class ListArg(msgspec.Struct, frozen=True, tag="list"):
     """An argument that is a list of arguments (shapes, cat inputs)."""
 
-    items: tuple["Argument", ...]
+    items: tuple[Argument, ...]
 
 
 Argument = Ref | Literal | ListArg
@@ -62,7 +65,8 @@ class Graph(msgspec.Struct, frozen=True):
     ``inputs`` are, in order, values named at the program's level: step inputs ("token_ids", "positions",
     "sample_tokens"), prelude values, and the hidden values from the atom before ("hidden", "hidden_1", ...).
     ``weights`` are slots that each atom binds to its own weight names. ``attend`` nodes carry a layer *ordinal* within
-    the graph as their ``layer`` argument; the atom maps it to its real layer.
+    the graph as their ``layer`` argument; the atom maps it to its real layer. Names of nodes hold no dot (but for the
+    prelude's, which start with "prelude."), names of slots do or may.
     """
 
     inputs: tuple[str, ...]
@@ -99,7 +103,8 @@ class WeightSpec(msgspec.Struct, frozen=True):
     """A stored tensor. ``name`` is its key in the checkpoint; ``value`` holds small constants that no checkpoint has.
 
     ``value`` is base64 on disk, little-endian, in ``dtype``. ``tied_to`` names the checkpoint key that this weight shares,
-    so a plan can say that it is duplicated.
+    so a plan can say that it is duplicated. ``stacked``, where not empty, says that checkpoints hold it in parts (a
+    mixture's experts): row e of axis 0 is the concatenation along axis 0 of the tensors that ``stacked[e]`` names.
     """
 
     name: str
@@ -107,6 +112,7 @@ class WeightSpec(msgspec.Struct, frozen=True):
     dtype: str
     value: bytes | None = None
     tied_to: str | None = None
+    stacked: tuple[tuple[str, ...], ...] = ()
 
 
 class Program(msgspec.Struct, frozen=True):
@@ -146,7 +152,9 @@ def save_program(program: Program, path: Path) -> None:
 
 def load_program(path: Path) -> Program:
     """Read a program; raises `msgspec.MsgspecError` where the file is not one of this version."""
-    program: Any = msgspec.json.decode(path.read_bytes(), type=Program)
+    program: Program = msgspec.json.decode(path.read_bytes(), type=Program)
     if program.version != PROGRAM_VERSION:
-        raise msgspec.ValidationError(f"{path} holds program version {program.version}, this build reads {PROGRAM_VERSION}")
+        raise msgspec.ValidationError(
+            f"{path} holds program version {program.version}, this build reads {PROGRAM_VERSION}"
+        )
     return program
