@@ -38,18 +38,26 @@ RETRY_AFTER_S: dict[FailureKind, float] = {"overloaded": 1.0, "not_ready": 2.0, 
 """What a client may be told to wait, by the kind of refusal: a queue moves within a second, a pipeline restarts in a few."""
 
 
-@dataclass(slots=True)
 class _Stream:
     """One request's way back to its gateway. The channel is unbounded by type but holds at most ``max_tokens`` events."""
 
-    request: int
-    spec: GenerationRequest
-    sender: trio.MemorySendChannel[TokenEvent]
-    opened_s: float
-    first_token_s: float | None = None
-    outputs: int = 0
-    ended: bool = False
-    failure: GenerationFailedError | None = None
+    def __init__(self, request: int) -> None:
+        self.request = request
+        self.opened_s = trio.current_time()
+        self.first_token_s: float | None = None
+        self.outputs = 0
+        self.ended = False
+        self.failure: GenerationFailedError | None = None
+        self.sender, self._receiver = trio.open_memory_channel[TokenEvent](math.inf)
+
+    def __aiter__(self) -> AsyncIterator[TokenEvent]:
+        return self
+
+    async def __anext__(self) -> TokenEvent:
+        try:
+            return await self._receiver.receive()
+        except trio.EndOfChannel:
+            raise (self.failure or StopAsyncIteration) from None
 
 
 @dataclass(slots=True)
@@ -84,8 +92,7 @@ class Scheduler:
     @asynccontextmanager
     async def open(self, request: GenerationRequest) -> AsyncIterator[AsyncIterator[TokenEvent]]:
         """Submit; see `generation.TokenSource.open`."""
-        sender, receiver = trio.open_memory_channel[TokenEvent](math.inf)
-        stream = _Stream(next(self._ids), request, sender, trio.current_time())
+        stream = _Stream(next(self._ids))
         self._streams[stream.request] = stream
         self._log.emit(
             "request_queued", request=stream.request, prompt_tokens=len(request.prompt), max_tokens=request.max_tokens
@@ -94,7 +101,7 @@ class Scheduler:
         if stream.failure is not None:
             raise stream.failure
         try:
-            yield _events(stream, receiver)
+            yield stream
         finally:
             if not stream.ended:
                 self._forget(stream)
@@ -188,10 +195,3 @@ class Scheduler:
         stream.ended = True
         stream.sender.close()
         del self._streams[stream.request]
-
-
-async def _events(stream: _Stream, receiver: trio.MemoryReceiveChannel[TokenEvent]) -> AsyncIterator[TokenEvent]:
-    async for event in receiver:
-        yield event
-    if stream.failure is not None:
-        raise stream.failure

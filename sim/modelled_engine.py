@@ -75,10 +75,7 @@ class ModelledEngine:
     async def run(self, batch: RaggedBatch, hidden: BufferView | None, rows: Sequence[SampleRow]) -> StageOutput:
         """Compute one step through the block tables."""
         await trio.sleep(self._step_s)
-        if hidden is None:
-            states = _mix(batch.token_ids.astype(np.uint64))
-        else:
-            states = np.frombuffer(hidden.data, np.uint64).copy()
+        states = _mix(batch.token_ids.astype(np.uint64)) if hidden is None else np.frombuffer(hidden.data, np.uint64)
         for layer in self._layers:
             states = self._layer(layer, batch, states)
         if self._layers.stop < self._model.layers:

@@ -1,0 +1,84 @@
+"""Stage processes as tasks: the real `StageActor`s over a `MemoryNetwork`, each with an engine of the caller's making.
+
+The `StageLauncher` of tests and simulation. A crash is what kill -9 is to a real process: its tasks end at once, its links end
+without a goodbye, and whoever waits for it sees the signal's exit code.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from typing import TextIO
+
+import trio
+
+from ..actors.event_log import EventLog
+from ..actors.stage import EnginePort, StageActor
+from ..actors.supervisor import CONTROL_LIMITS
+from ..transport.memory import MemoryNetwork
+
+FIRST_PID = 100
+"""Process ids of simulated processes count up from here."""
+
+
+class TaskProcess:
+    """A simulated process: the tasks of one stage actor, in a scope that can be killed."""
+
+    def __init__(self, pid: int, name: str, network: MemoryNetwork) -> None:
+        self.pid = pid
+        self.name = name
+        self.scope = trio.CancelScope()
+        self._network = network
+        self._code: int | None = None
+        self._ended = trio.Event()
+
+    async def wait(self) -> int:
+        """Wait for the end; the exit code, negative for a signal."""
+        await self._ended.wait()
+        assert self._code is not None
+        return self._code
+
+    def signal(self, *, kill: bool) -> None:
+        """End the process without a word; the two signals differ in the exit code only, as for a real stage."""
+        if self._code is None:
+            self._code = -int(signal.SIGKILL if kill else signal.SIGTERM)
+            self._network.crash(self.name)
+            self.scope.cancel()
+
+    def ended(self, code: int) -> None:
+        """The tasks are over; ``code`` counts unless a signal came first."""
+        self._code = code if self._code is None else self._code
+        self._ended.set()
+
+
+class TaskLauncher:
+    """Launches stages as tasks of ``nursery``. ``processes`` holds the newest process of each stage, for a test to kill."""
+
+    def __init__(
+        self, network: MemoryNetwork, nursery: trio.Nursery, make_engine: Callable[[], EnginePort], log: TextIO
+    ) -> None:
+        self.processes: dict[int, TaskProcess] = {}
+        self._network = network
+        self._nursery = nursery
+        self._make_engine = make_engine
+        self._log = log
+        self._launched = 0
+
+    async def launch(self, epoch: int, stage: int, control_address: str) -> TaskProcess:
+        """Start a stage actor that connects to ``control_address``."""
+        process = TaskProcess(FIRST_PID + self._launched, f"stage-{epoch}-{stage}", self._network)
+        self._launched += 1
+        self.processes[stage] = process
+        self._nursery.start_soon(self._live, process, stage, control_address)
+        return process
+
+    async def _live(self, process: TaskProcess, stage: int, control_address: str) -> None:
+        failed = False
+        with process.scope:
+            async with self._network.open(process.name) as transport:
+                link = await transport.connect(control_address, name="control", limits=CONTROL_LIMITS)
+                log = EventLog(self._log, process=process.name, pid=process.pid)
+                actor = StageActor(stage, link, transport, self._make_engine(), log)
+                await actor.run()
+                failed = actor.failed
+        process.ended(int(failed))
