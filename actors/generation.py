@@ -58,17 +58,27 @@ class GenerationFailedError(Exception):
 
 
 class StageStatus(TypedDict):
-    """One stage as `flexpipe ps --json` shows it. Layers ``[first_layer, end_layer)``; a page: one layer's KV block."""
+    """One stage as `flexpipe ps --json` shows it: atoms ``first_atom`` to ``last_atom`` by name, ``layers`` by number.
+
+    ``state`` is a supervisor phase ("loading", "serving", ...). Pages are KV blocks of one layer; every stage has as many.
+    ``busy_s`` and ``steps`` count since the process started; both, and ``peak_rss_bytes``, are at most a second old.
+    """
 
     stage: int
     state: str
     pid: int
     device: str
     epoch: int
-    first_layer: int
-    end_layer: int
+    first_atom: str
+    last_atom: str
+    layers: list[int]
     weight_bytes: int
+    weight_bytes_loaded: int
+    weight_bytes_expected: int
     peak_rss_bytes: int
+    busy_s: float
+    steps: int
+    kv_bytes: int
     kv_pages_used: int
     kv_pages_free: int
 

@@ -3,6 +3,7 @@
 import io
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 
 import trio
 from flexpipe.actors.event_log import EventLog
@@ -44,8 +45,7 @@ async def modelled_pipeline(
     """Yield a started `ModelledPipeline`; stop it gracefully on leaving."""
     edges = [0, *cuts, MODEL.layers]
     stages = tuple(
-        StagePlan(first, end, f"layers.{first}", f"layers.{end - 1}", "cpu", 1)
-        for first, end in zip(edges, edges[1:], strict=False)
+        StagePlan(first, end, f"layers.{first}", f"layers.{end - 1}", "cpu", 1) for first, end in pairwise(edges)
     )
     spec = PipelineSpec("", "", stages, "float32", False, 512, kv_blocks_max=blocks, context_tokens=CONTEXT_TOKENS)
     log_text = io.StringIO()
