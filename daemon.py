@@ -1,0 +1,315 @@
+"""One node's daemon: wires the model, real processes, real sockets, the scheduler, the supervisor and the gateway together.
+
+The composition root of `flexpipe serve`. It decides nothing and computes nothing: torch is never imported here.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+import trio
+
+from .actors.config import ServeConfig, parse_size
+from .actors.devices import StageDevice, assign, default_devices, parse_devices
+from .actors.event_log import EventLog
+from .actors.gateway import GatewayConfig, make_app
+from .actors.gateway import serve as serve_app
+from .actors.http_server import ServerLimits
+from .actors.pipeline import Pipeline
+from .actors.scheduler import Scheduler
+from .actors.scheduler_machine import SchedulerLimits
+from .actors.supervisor import Supervisor
+from .actors.supervisor_machine import PipelineSpec, StagePlan, SupervisorLimits, SupervisorMachine
+from .policies.batching import BatchLimits
+from .runtime.interface import BLOCK_TOKENS
+from .runtime.model_folder import ModelError, Report, silent
+from .runtime.model_store import resolve
+from .runtime.planning import Plan, make_plan
+from .runtime.program import Program, load_program
+from .runtime.text_stream import TextStream
+from .runtime.tokenizer import HfTokenizer
+from .transport.zmq_link import ZmqTransport
+
+LOG_FOLDERS_KEPT = 20
+"""Log folders of earlier runs that stay in the state folder; older ones are removed."""
+KV_MEMORY_SHARE = 0.1
+"""Share of the host's memory that the KV pages of all stages may take by default; they are touched only when used."""
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedModel:
+    """A model that can be served: on disk, captured, cut into stages, and its devices chosen."""
+
+    name: str
+    folder: Path
+    program: Program
+    program_file: Path
+    plan: Plan
+    devices: tuple[StageDevice, ...]
+    tokenizer: HfTokenizer
+
+
+def prepare(model: str, config: ServeConfig, report: Report = silent) -> PreparedModel:
+    """Fetch, convert, capture and plan ``model``. Raises `ModelError`, `PartitionError`, `DeviceError`, each one sentence."""
+    folder = resolve(model, report=report)
+    program_path = captured(folder.path, report)
+    program = load_program(program_path)
+    plan = make_plan(program, stages=config.stages, partition=config.partition)
+    devices = parse_devices(config.devices) if config.devices else default_devices(len(plan.stages))
+    return PreparedModel(
+        name=Path(model).name or model,
+        folder=folder.path,
+        program=program,
+        program_file=program_path,
+        plan=plan,
+        devices=assign(devices, len(plan.stages), config.threads),
+        tokenizer=HfTokenizer(folder.path),
+    )
+
+
+class ProcessLauncher:
+    """Starts `flexpipe.stage_process` processes; their events go to ``stage-N.jsonl``, their stderr to ``stage-N.stderr``."""
+
+    def __init__(self, log_folder: Path, devices: tuple[StageDevice, ...]) -> None:
+        self._log_folder = log_folder
+        self._devices = devices
+
+    async def launch(self, epoch: int, stage: int, control_address: str) -> HostProcess:  # noqa: ARG002 - the log tells them apart
+        """Start one stage's process."""
+        command = [
+            *(sys.executable, "-m", "flexpipe.stage_process"),
+            *("--stage", str(stage), "--control", control_address, "--daemon-pid", str(os.getpid())),
+            *("--log", str(self._log_folder / f"stage-{stage}.jsonl")),
+            *("--cpus", ",".join(map(str, self._devices[stage].cores))),
+        ]
+        environment = os.environ | {"OMP_NUM_THREADS": str(self._devices[stage].threads)}
+        with (self._log_folder / f"stage-{stage}.stderr").open("ab") as errors:
+            process = await trio.lowlevel.open_process(
+                command, stdin=subprocess.DEVNULL, stdout=errors, stderr=errors, env=environment, start_new_session=True
+            )
+        return HostProcess(process)
+
+
+class HostProcess:
+    """A child process as the supervisor sees it."""
+
+    def __init__(self, process: trio.Process) -> None:
+        self._process = process
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    async def wait(self) -> int:
+        """Wait for its end; the exit code, negative for a signal."""
+        return await self._process.wait()
+
+    def signal(self, *, kill: bool) -> None:
+        """SIGTERM or SIGKILL; nothing where it has ended."""
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGKILL if kill else signal.SIGTERM)
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A server that was started: its pipeline, where it answers, and where its logs are."""
+
+    pipeline: Pipeline
+    url: str
+    log_folder: Path
+
+
+Presenter = Callable[[Server], Awaitable[None]]
+"""Runs beside a server once its port is bound; to show progress, or to use it. The server outlives it."""
+
+
+async def serve(model: PreparedModel, config: ServeConfig, present: Presenter) -> str:
+    """Serve until SIGINT or SIGTERM, then drain. Returns "", or the sentence for which the pipeline was given up.
+
+    A second signal does not wait for requests under way. Raises OSError where the port cannot be had.
+    """
+    log_folder = config.log_dir or _new_log_folder()
+    log_folder.mkdir(parents=True, exist_ok=True)
+    log_stream = (log_folder / "daemon.jsonl").open("a", buffering=1, encoding="utf-8")
+    with log_stream, _socket_folder() as sockets:
+        log = EventLog(log_stream, process="daemon", pid=os.getpid())
+        async with ZmqTransport.open() as transport:
+            return await _Daemon(model, config, log, log_folder, sockets, transport).run(present)
+
+
+class _Daemon:
+    """The actors of one server and the order of their ends: gateway first, then the stages, then everything."""
+
+    def __init__(
+        self,
+        model: PreparedModel,
+        config: ServeConfig,
+        log: EventLog,
+        log_folder: Path,
+        sockets: Path,
+        transport: ZmqTransport,
+    ) -> None:
+        self._model = model
+        self._config = config
+        self._log = log
+        self._log_folder = log_folder
+        self._stop = trio.Event()
+        self._http_ended = trio.Event()
+        self._scheduler = Scheduler(_scheduler_limits(config), log, context_tokens=_context_tokens(model, config))
+        self._supervisor = Supervisor(
+            SupervisorMachine(
+                _pipeline_spec(model, config),
+                SupervisorLimits(drain_s_max=config.drain),
+                f"ipc://{sockets}/activations-{{epoch}}-{{stage}}",
+            ),
+            ProcessLauncher(log_folder, model.devices),
+            transport,
+            self._scheduler,
+            log,
+            f"ipc://{sockets}/control-{{epoch}}-{{stage}}",
+        )
+        self._pipeline = Pipeline(
+            model.name, model.program.architecture, len(model.program.attention), self._scheduler, self._supervisor
+        )
+
+    async def run(self, present: Presenter) -> str:
+        """Live until told to stop; the reason, "" where it was a signal."""
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self._watch_signals, nursery.cancel_scope)
+            await nursery.start(self._scheduler.run)
+            addresses: list[str] = await nursery.start(self._serve_http)
+            server = Server(self._pipeline, f"http://{addresses[0]}", self._log_folder)
+            self._log.emit(
+                "daemon_started", model=self._model.name, stages=len(self._model.plan.stages), url=server.url
+            )
+            nursery.start_soon(present, server)
+            await self._supervisor.run()
+            self._stop.set()  # set already, unless the pipeline was given up
+            await self._http_ended.wait()
+            nursery.cancel_scope.cancel()
+        finish = self._supervisor.finish
+        reason = finish.sentence if finish is not None and finish.failed else ""
+        self._log.emit("daemon_stopped", reason=reason or "a signal")
+        return reason
+
+    async def _watch_signals(
+        self, scope: trio.CancelScope, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            task_status.started()
+            async for _ in signals:
+                if self._stop.is_set():
+                    scope.cancel()
+                self._stop.set()
+
+    async def _serve_http(self, *, task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED) -> None:
+        keys = (self._config.api_key,) if self._config.api_key else ()
+        tokenizer = self._model.tokenizer
+        app = make_app(
+            self._pipeline,
+            tokenizer,
+            lambda: TextStream(tokenizer),
+            self._model.name,
+            GatewayConfig(api_keys=keys),
+            self._log,
+        )
+        limits = ServerLimits(drain_s_max=self._config.drain)
+        await serve_app(
+            app, self._config.host, self._config.port, self._stop, limits, self._log, task_status=task_status
+        )
+        self._http_ended.set()
+        self._supervisor.stop()
+
+
+def captured(folder: Path, report: Report = silent) -> Path:
+    """The file of the model's program, captured in a child process where it is not cached, so that torch stays out of this one."""
+    from .runtime.capture import program_file
+
+    file = program_file(folder)
+    if not file.exists():
+        report("capture", 0, 0)
+        child = subprocess.run(  # noqa: S603 - our own interpreter and module, no shell
+            [sys.executable, "-m", "flexpipe.runtime.capture", str(folder), str(file)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if child.returncode != 0:
+            lines = child.stderr.strip().splitlines() or [f"capturing {folder} ended with {child.returncode}"]
+            raise ModelError(lines[-1])
+    return file
+
+
+def _scheduler_limits(config: ServeConfig) -> SchedulerLimits:
+    batch = BatchLimits(step_tokens_max=config.step_tokens, step_rows_max=min(config.running, config.step_tokens))
+    return SchedulerLimits(queue_requests_max=config.queue, running_requests_max=config.running, batch=batch)
+
+
+def _context_tokens(model: PreparedModel, config: ServeConfig) -> int:
+    return min(model.program.context_tokens, config.context or model.program.context_tokens)
+
+
+def _pipeline_spec(model: PreparedModel, config: ServeConfig) -> PipelineSpec:
+    stages = tuple(
+        StagePlan(
+            first_atom=stage.first_atom,
+            end_atom=stage.end_atom,
+            first_name=model.program.atoms[stage.first_atom].name,
+            last_name=model.program.atoms[stage.end_atom - 1].name,
+            device=device.device,
+            threads=device.threads,
+        )
+        for stage, device in zip(model.plan.stages, model.devices, strict=True)
+    )
+    return PipelineSpec(
+        model_folder=str(model.folder),
+        program_file=str(model.program_file),
+        stages=stages,
+        dtype=config.dtype,
+        deterministic=config.deterministic,
+        step_tokens_max=config.step_tokens,
+        kv_blocks_max=_kv_blocks_max(model, config),
+        context_tokens=_context_tokens(model, config),
+    )
+
+
+def _kv_blocks_max(model: PreparedModel, config: ServeConfig) -> int:
+    """Blocks that the KV memory holds over all stages, and no more than all running requests could ever use."""
+    per_token = sum(stage.kv_bytes_per_token for stage in model.plan.stages)
+    memory = parse_size(config.kv_memory) if config.kv_memory else int(_host_memory_bytes() * KV_MEMORY_SHARE)
+    useful = config.running * -(-_context_tokens(model, config) // BLOCK_TOKENS)
+    return max(1, min(useful, memory // max(1, per_token * BLOCK_TOKENS)))
+
+
+def _host_memory_bytes() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _new_log_folder() -> Path:
+    """A fresh folder in the user's state folder; the oldest of earlier runs are removed."""
+    root = platformdirs.user_state_path("flexpipe") / "logs"
+    root.mkdir(parents=True, exist_ok=True)
+    for old in sorted(root.iterdir())[: -(LOG_FOLDERS_KEPT - 1)]:
+        shutil.rmtree(old, ignore_errors=True)
+    folder = root / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+    folder.mkdir()
+    return folder
+
+
+@contextmanager
+def _socket_folder() -> Iterator[Path]:
+    """A folder for this server's sockets that only its user can enter; gone afterwards. Short, since socket paths are."""
+    with tempfile.TemporaryDirectory(prefix="flexpipe-") as folder:
+        yield Path(folder)
