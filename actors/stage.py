@@ -26,7 +26,7 @@ from ..runtime.interface import (
     StageSpec,
 )
 from ..transport.interface import FrameError, Link, PeerLostError, Transport
-from .activation_link import ActivationLink
+from .activation_link import ActivationReceiver, ActivationSender
 from .event_log import EventLog
 from .messages import (
     FROM_STAGE,
@@ -121,7 +121,10 @@ class StageActor:
         self._log = log
         self._machine = StageMachine()
         self._sampling: SamplingLedger | None = None
-        self._downstream: ActivationLink | None = None
+        self._upstream: ActivationReceiver | None = None
+        self._downstream: ActivationSender | None = None
+        self._slots: dict[int, int] = {}  # step -> ring slot that its hidden state lies in
+        self._step_tokens_max = 0
         self._outputs, self._outputs_receiver = trio.open_memory_channel[Emit](OUTPUTS_WAITING_MAX)
         self._nursery: trio.Nursery | None = None
         self._kv_bytes = 0
@@ -130,11 +133,16 @@ class StageActor:
 
     async def run(self) -> None:
         """Introduce this stage to its supervisor, then live until told to leave."""
-        async with trio.open_nursery() as self._nursery:
-            self._start(self._obey)
-            self._start(self._send_outputs)
-            self._start(self._report)
-            await self._tell(Hello(self._stage, os.getpid(), PROTOCOL_VERSION))
+        try:
+            async with trio.open_nursery() as self._nursery:
+                self._start(self._obey)
+                self._start(self._send_outputs)
+                self._start(self._report)
+                await self._tell(Hello(self._stage, os.getpid(), PROTOCOL_VERSION))
+        finally:
+            for neighbour in (self._upstream, self._downstream):
+                if neighbour is not None:
+                    neighbour.close()
 
     # --- tasks ---
 
@@ -164,10 +172,12 @@ class StageActor:
             self._log.emit("stage_leaving", reason=f"the daemon is gone: {error}")
             self._leave()
 
-    async def _receive_activations(self, upstream: ActivationLink) -> None:
+    async def _receive_activations(self, upstream: ActivationReceiver) -> None:
         try:
             while True:
                 arrived = await upstream.receive()
+                if arrived.header.slot >= 0:
+                    self._slots[arrived.header.step] = arrived.header.slot
                 await self._handle(ActivationArrived(arrived.header, arrived.hidden))
         except PeerLostError as error:
             self._log.emit("stage_lost", epoch=self._machine.epoch, stage=self._stage - 1, sentence=str(error))
@@ -253,6 +263,7 @@ class StageActor:
             end_atom=load.end_atom,
             device=load.device,
         )
+        self._step_tokens_max = load.step_tokens_max
         facts = await self._engine.load(spec, self._tell_progress)
         await self._handle(WeightsLoaded(facts))
 
@@ -262,11 +273,17 @@ class StageActor:
     async def _open(self, serve: Serve) -> None:
         self._kv_bytes = await self._engine.reserve(serve.kv_blocks)
         if serve.upstream:
-            link = await self._transport.bind(serve.upstream, name=f"activations from stage {self._stage - 1}")
-            self._start(self._receive_activations, ActivationLink(link))
+            self._upstream = await ActivationReceiver.bind(
+                self._transport, serve.upstream, name=f"activations from stage {self._stage - 1}"
+            )
+            self._start(self._receive_activations, self._upstream)
         if serve.downstream:
-            link = await self._transport.connect(serve.downstream, name=f"activations to stage {self._stage + 1}")
-            self._downstream = ActivationLink(link)
+            self._downstream = await ActivationSender.connect(
+                self._transport,
+                serve.downstream,
+                name=f"activations to stage {self._stage + 1}",
+                step_tokens_max=self._step_tokens_max,
+            )
         else:
             self._sampling = SamplingLedger()
         self._log.emit("stage_serving", epoch=serve.epoch, stage=self._stage, kv_blocks=serve.kv_blocks)
@@ -277,6 +294,8 @@ class StageActor:
         started_s = trio.current_time()
         output = await self._engine.run(batch_of(plan), hidden, rows)
         compute_s = trio.current_time() - started_s
+        if self._upstream is not None and plan.step in self._slots:
+            self._upstream.release(self._slots.pop(plan.step))
         if self._sampling is not None:
             self._sampling.drawn(plan, output.tokens)
         self._work.steps += 1

@@ -154,7 +154,11 @@ class StageEngine(Protocol):
         ...
 
     def run(self, batch: RaggedBatch, hidden: BufferView | None, rows: Sequence[SampleRow]) -> StageOutput:
-        """Run one step. ``hidden`` is None on the first stage; ``rows`` is empty except on the last."""
+        """Run one step. ``hidden`` is None on the first stage; ``rows`` is empty except on the last.
+
+        ``hidden`` may lie in memory shared with another process and is given back after the call; the output's buffer is
+        sent without a copy. So the output never aliases ``hidden``, nor is its memory written to by a later call.
+        """
         ...
 
 
