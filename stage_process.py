@@ -49,13 +49,13 @@ def _live(stage: int, control_address: str, log_file: Path) -> int:
     from .actors.event_log import EventLog
     from .actors.stage import StageActor
     from .actors.supervisor import CONTROL_LIMITS
-    from .runtime.stage_engine import TorchStageEngine
+    from .runtime.stage_engine import LoweredStageEngine
     from .transport.zmq_link import ZmqTransport
 
     async def live() -> bool:
-        async with ZmqTransport() as transport:
+        async with ZmqTransport.open() as transport:
             link = await transport.connect(control_address, name="control", limits=CONTROL_LIMITS)
-            actor = StageActor(stage, link, transport, EngineThread(TorchStageEngine), log)
+            actor = StageActor(stage, link, transport, EngineThread(LoweredStageEngine), log)
             await actor.run()
             return actor.failed
 
