@@ -30,7 +30,7 @@ from .actors.pipeline import Pipeline
 from .actors.scheduler import Scheduler
 from .actors.scheduler_machine import SchedulerLimits
 from .actors.supervisor import Supervisor
-from .actors.supervisor_machine import PipelineSpec, StagePlan, SupervisorLimits, SupervisorMachine
+from .actors.supervisor_machine import PipelineSpec, PipelineState, StagePlan, SupervisorLimits, SupervisorMachine
 from .policies.batching import BatchLimits
 from .runtime.interface import BLOCK_TOKENS
 from .runtime.model_folder import ModelError, Report, silent
@@ -124,11 +124,13 @@ class HostProcess:
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A server that was started: its pipeline, where it answers, and where its logs are."""
+    """A server that was started: its pipeline, where it answers, where its logs are, and how to stop it gracefully."""
 
     pipeline: Pipeline
     url: str
     log_folder: Path
+    stop: Callable[[], None]
+    given_up: Callable[[], bool]
 
 
 Presenter = Callable[[Server], Awaitable[None]]
@@ -190,7 +192,9 @@ class _Daemon:
             await nursery.start(self._watch_signals, nursery.cancel_scope)
             await nursery.start(self._scheduler.run)
             addresses: list[str] = await nursery.start(self._serve_http)
-            server = Server(self._pipeline, f"http://{addresses[0]}", self._log_folder)
+            server = Server(
+                self._pipeline, f"http://{addresses[0]}", self._log_folder, self._stop.set, self._has_given_up
+            )
             self._log.emit(
                 "daemon_started", model=self._model.name, stages=len(self._model.plan.stages), url=server.url
             )
@@ -201,8 +205,11 @@ class _Daemon:
             nursery.cancel_scope.cancel()
         finish = self._supervisor.finish
         reason = finish.sentence if finish is not None and finish.failed else ""
-        self._log.emit("daemon_stopped", reason=reason or "a signal")
+        self._log.emit("daemon_stopped", reason=reason or "told to stop")
         return reason
+
+    def _has_given_up(self) -> bool:
+        return self._supervisor.machine.state in (PipelineState.FAILED, PipelineState.STOPPING, PipelineState.STOPPED)
 
     async def _watch_signals(
         self, scope: trio.CancelScope, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED

@@ -11,8 +11,8 @@ from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, Ta
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from .actors.generation import StageStatus
-    from .runtime.model_folder import Report
+    from ..actors.generation import StageStatus
+    from ..runtime.model_folder import Report
 
 out = Console()
 err = Console(stderr=True)
