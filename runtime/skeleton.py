@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from .operators import IMPLEMENTATION, CaptureError, register_with_transformers
 
@@ -79,6 +80,13 @@ def read_config(folder: Path) -> PretrainedConfig:
 def build_skeleton(config: PretrainedConfig) -> Skeleton:
     """Instantiate ``config``'s causal language model in fp32 without memory for weights. Raises `CaptureError`."""
     _refuse_unservable(config)
+    architecture: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    if architecture is None:
+        raise CaptureError(f"transformers has no causal language model for {config.model_type!r}: not supported")
+    if not architecture._supports_attention_backend:  # noqa: SLF001 - transformers' flag has this name
+        raise CaptureError(
+            f"transformers does not let the attention of {architecture.__name__} be replaced: not supported"
+        )
     register_with_transformers()
     config = type(config).from_dict(config.to_dict())
     config._attn_implementation = IMPLEMENTATION  # noqa: SLF001 - transformers' documented way in has this name
