@@ -33,29 +33,43 @@ _ARRAY = 9
 class GgufTensor:
     """One stored tensor. ``shape`` is in torch's order (slowest axis first); ``data`` is its raw blocks, not copied."""
 
+    path: Path
     name: str
     shape: tuple[int, ...]
     ggml_type: int
     data: memoryview
 
     def dequantize(self) -> npt.NDArray[np.float32]:
-        """The tensor as float32 of ``shape``."""
+        """The tensor as float32 of ``shape``; raises `BrokenCheckpointError` where a value is no finite number."""
+        with np.errstate(invalid="ignore", over="ignore"):  # found below, by name
+            values = self._values()
+        if not np.isfinite(values).all():
+            raise BrokenCheckpointError(
+                f"{self.path}: the tensor {self.name!r} holds values that are no finite numbers; fetch it again"
+            )
+        return values.reshape(self.shape)
+
+    def _values(self) -> npt.NDArray[np.float32]:
         import gguf
 
         kind = gguf.GGMLQuantizationType(self.ggml_type)
         if kind == gguf.GGMLQuantizationType.F32:
-            return np.frombuffer(self.data, np.float32).reshape(self.shape)
+            return np.frombuffer(self.data, np.float32)
         if kind == gguf.GGMLQuantizationType.F16:
-            return np.frombuffer(self.data, np.float16).astype(np.float32).reshape(self.shape)
-        blocks = np.frombuffer(self.data, np.uint8).reshape(gguf.quant_shape_to_byte_shape(self.shape, kind))
+            return np.frombuffer(self.data, np.float16).astype(np.float32)
         try:
+            blocks = np.frombuffer(self.data, np.uint8).reshape(gguf.quant_shape_to_byte_shape(self.shape, kind))
             values: npt.NDArray[np.float32] = gguf.dequantize(blocks, kind)
         except NotImplementedError:
             raise UnknownArchitectureError(
-                f"the tensor {self.name!r} is stored as {kind.name}, which cannot be dequantised here; "
+                f"{self.path}: the tensor {self.name!r} is stored as {kind.name}, which cannot be dequantised here; "
                 "use another quantisation of this model (Q4_K, Q8_0, F16, ...)"
             ) from None
-        return values.reshape(self.shape)
+        except ValueError as error:  # rows that are no whole number of blocks
+            raise BrokenCheckpointError(
+                f"{self.path}: the tensor {self.name!r} is damaged ({error}); fetch it again"
+            ) from error
+        return values
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,4 +191,4 @@ class _HeaderReader:
                 f"{self._path} is cut short: the tensor {name!r} ends at byte {end}, "
                 f"the file at {len(self._image)}; fetch it again"
             )
-        return GgufTensor(name, shape, kind, self._image[start:end])
+        return GgufTensor(self._path, name, shape, kind, self._image[start:end])

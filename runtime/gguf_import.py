@@ -20,9 +20,11 @@ from .gguf_tokenizer import special_token_id, write_tokenizer
 from .model_folder import (
     CONFIG_FILE,
     GENERATION_CONFIG_FILE,
+    BrokenCheckpointError,
     MissingTensorError,
     Report,
     UnknownArchitectureError,
+    first_line,
 )
 from .weight_writer import WeightWriter
 
@@ -87,27 +89,25 @@ def _require_all(gguf: GgufFile, missing: list[str]) -> None:
 
 def _llama_config(gguf: GgufFile) -> dict[str, Any]:
     _refuse_llama_variants(gguf)
+    _require_all(gguf, [name for name in ("token_embd.weight",) if name not in gguf.tensors])
     heads = int(_llama_field(gguf, "attention.head_count"))
     hidden = int(_llama_field(gguf, "embedding_length"))
-    embedding = gguf.tensors.get("token_embd.weight")
-    if embedding is None:
-        raise MissingTensorError(f"{gguf.path} lacks the tensor 'token_embd.weight'; fetch it again")
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
-        "vocab_size": embedding.shape[0],
+        "vocab_size": gguf.tensors["token_embd.weight"].shape[0],
         "hidden_size": hidden,
         "intermediate_size": int(_llama_field(gguf, "feed_forward_length")),
-        "num_hidden_layers": int(_llama_field(gguf, "block_count")),
+        "num_hidden_layers": int(_llama_field(gguf, "block_count", value_max=len(gguf.tensors))),
         "num_attention_heads": heads,
-        "num_key_value_heads": int(gguf.metadata.get("llama.attention.head_count_kv", heads)),
-        "head_dim": int(gguf.metadata.get("llama.rope.dimension_count", hidden // heads)),
+        "num_key_value_heads": int(_llama_field(gguf, "attention.head_count_kv", default=heads)),
+        "head_dim": int(_llama_field(gguf, "rope.dimension_count", default=max(1, hidden // heads))),
         "hidden_act": "silu",
         "max_position_embeddings": int(_llama_field(gguf, "context_length")),
         "rms_norm_eps": _shortest(_llama_field(gguf, "attention.layer_norm_rms_epsilon")),
         "rope_parameters": {
             "rope_type": "default",
-            "rope_theta": _shortest(gguf.metadata.get("llama.rope.freq_base", 10000.0)),
+            "rope_theta": _shortest(_llama_field(gguf, "rope.freq_base", default=10000.0)),
         },
         "attention_bias": False,
         "mlp_bias": False,
@@ -118,11 +118,11 @@ def _llama_config(gguf: GgufFile) -> dict[str, Any]:
     }
 
 
-def _llama_field(gguf: GgufFile, key: str) -> Any:
-    value = gguf.metadata.get(f"llama.{key}")
-    if not isinstance(value, int | float):
+def _llama_field(gguf: GgufFile, key: str, *, default: float | None = None, value_max: float = 2**31) -> float:
+    value = gguf.metadata.get(f"llama.{key}", default)
+    if not isinstance(value, int | float) or not 0 < value <= value_max:
         raise UnknownArchitectureError(
-            f"{gguf.path} does not say llama.{key}; use the model's Hugging Face folder instead"
+            f"{gguf.path} says llama.{key} = {value}, which fits no Llama model; use the model's Hugging Face folder"
         )
     return value
 
@@ -148,25 +148,46 @@ def _shortest(value: float) -> float:
     return float(str(np.float32(value)))
 
 
-def _llama_names(gguf: GgufFile, layers: int) -> dict[str, str]:
-    """GGUF name -> checkpoint name, for every tensor that the family needs."""
-    names = {"token_embd.weight": "model.embed_tokens.weight"}
-    for layer in range(layers):
+def _llama_tensors(config: dict[str, Any]) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """GGUF name -> (checkpoint name, shape), for every tensor that the family needs."""
+    hidden, mlp, vocabulary = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
+    queries = config["num_attention_heads"] * config["head_dim"]
+    keys = config["num_key_value_heads"] * config["head_dim"]
+    shapes: dict[str, tuple[int, ...]] = {
+        "attn_q": (queries, hidden),
+        "attn_k": (keys, hidden),
+        "attn_v": (keys, hidden),
+        "attn_output": (hidden, queries),
+        "ffn_gate": (mlp, hidden),
+        "ffn_up": (mlp, hidden),
+        "ffn_down": (hidden, mlp),
+        "attn_norm": (hidden,),
+        "ffn_norm": (hidden,),
+    }
+    tensors: dict[str, tuple[str, tuple[int, ...]]] = {
+        "token_embd.weight": ("model.embed_tokens.weight", (vocabulary, hidden))
+    }
+    for layer in range(config["num_hidden_layers"]):
         for stored, module in _LLAMA_LAYER.items():
-            names[f"blk.{layer}.{stored}.weight"] = f"model.layers.{layer}.{module}.weight"
-    names["output_norm.weight"] = "model.norm.weight"
-    if "output.weight" in gguf.tensors:
-        names["output.weight"] = "lm_head.weight"
-    return names
+            tensors[f"blk.{layer}.{stored}.weight"] = (f"model.layers.{layer}.{module}.weight", shapes[stored])
+    tensors["output_norm.weight"] = ("model.norm.weight", (hidden,))
+    if not config["tie_word_embeddings"]:
+        tensors["output.weight"] = ("lm_head.weight", (vocabulary, hidden))
+    return tensors
 
 
 def _llama_weights(gguf: GgufFile, config: dict[str, Any], report: Report) -> Iterator[tuple[str, FloatArray]]:
-    names = _llama_names(gguf, config["num_hidden_layers"])
-    _require_all(gguf, [name for name in names if name not in gguf.tensors])
-    total = sum(len(gguf.tensors[name].data) for name in names)
+    wanted = _llama_tensors(config)
+    _require_all(gguf, [name for name in wanted if name not in gguf.tensors])
+    total = sum(len(gguf.tensors[name].data) for name in wanted)
     done = 0
-    for name, checkpoint_name in names.items():
+    for name, (checkpoint_name, shape) in wanted.items():
         tensor = gguf.tensors[name]
+        if tensor.shape != shape:
+            raise BrokenCheckpointError(
+                f"{gguf.path}: the tensor {name!r} has shape {tensor.shape} where the header asks for {shape}; "
+                "fetch it again"
+            )
         values = tensor.dequantize()
         if name.endswith(".attn_q.weight"):
             values = _undo_rotary_permutation(values, config["num_attention_heads"])
@@ -203,7 +224,7 @@ def _through_transformers(gguf: GgufFile, report: Report) -> tuple[dict[str, Any
         tensors: dict[str, Any] = load(str(gguf.path), return_tensors=True, model_to_load=model)["tensors"]
     except Exception as error:  # transformers refuses a family with whatever its mapping ran into
         raise UnknownArchitectureError(
-            f"{gguf.path} is of the family {gguf.architecture!r}, which cannot be converted from GGUF ({error}); "
+            f"{gguf.path} is of the family {gguf.architecture!r}, which cannot be converted from GGUF ({first_line(error)}); "
             "use the model's Hugging Face folder instead"
         ) from error
     tied = set(getattr(model, "_tied_weights_keys", None) or ()) if config.tie_word_embeddings else set()

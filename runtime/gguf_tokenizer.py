@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
@@ -21,7 +21,10 @@ from .model_folder import (
     TOKENIZER_FILE,
     BrokenCheckpointError,
     UnknownArchitectureError,
+    first_line,
 )
+
+Item = TypeVar("Item", str, int)
 
 # llama.cpp's token types
 _CONTROL = 3
@@ -44,8 +47,8 @@ def write_tokenizer(source: GgufFile, folder: Path) -> None:
     Raises `BrokenCheckpointError` for a vocabulary that contradicts itself, `UnknownArchitectureError` for a kind of
     tokenizer that neither this module nor transformers reads.
     """
-    tokens = source.metadata.get("tokenizer.ggml.tokens")
-    if not isinstance(tokens, list) or not tokens:
+    tokens = _list_of(source, "tokens", str)
+    if not tokens:
         raise BrokenCheckpointError(f"{source.path} holds no tokenizer; use a GGUF file that has its vocabulary inside")
     tokenizer = _byte_level(source, tokens) if _is_known_here(source) else _through_transformers(source)
     _prepend_bos(tokenizer, source, tokens)
@@ -73,6 +76,14 @@ def special_token_id(source: GgufFile, role: str) -> int | None:
     return token_id if 0 <= token_id < len(source.metadata.get("tokenizer.ggml.tokens", ())) else None
 
 
+def _list_of(source: GgufFile, key: str, kind: type[Item]) -> list[Item]:
+    """The metadata list tokenizer.ggml.``key``, empty where there is none."""
+    values = source.metadata.get(f"tokenizer.ggml.{key}", [])
+    if not isinstance(values, list) or not all(isinstance(value, kind) for value in values):
+        raise BrokenCheckpointError(f"{source.path} holds a damaged vocabulary (tokenizer.ggml.{key}); fetch it again")
+    return values
+
+
 def _is_known_here(source: GgufFile) -> bool:
     known = _GPT2_SPLIT | _SINGLE_DIGITS | _LLAMA3_NAMES | _QWEN2_NAMES
     return source.metadata.get("tokenizer.ggml.model") == "gpt2" and source.metadata.get("tokenizer.ggml.pre") in known
@@ -82,19 +93,20 @@ def _byte_level(source: GgufFile, tokens: Sequence[str]) -> Tokenizer:
     vocabulary = {token: index for index, token in enumerate(tokens)}
     if len(vocabulary) != len(tokens):
         raise BrokenCheckpointError(f"{source.path} holds the same token twice in its vocabulary; fetch it again")
-    merges = [tuple(merge.split(" ", 1)) for merge in source.metadata.get("tokenizer.ggml.merges", ())]
+    merges = [(left, right) for left, _, right in (merge.partition(" ") for merge in _list_of(source, "merges", str))]
     pre = str(source.metadata["tokenizer.ggml.pre"])
     try:
         model = models.BPE(vocab=vocabulary, merges=merges, fuse_unk=False, ignore_merges=pre in _LLAMA3_NAMES)
     except Exception as error:  # tokenizers raises bare Exception
-        raise BrokenCheckpointError(f"{source.path} holds a damaged vocabulary ({error}); fetch it again") from error
+        raise BrokenCheckpointError(
+            f"{source.path} holds a damaged vocabulary ({first_line(error)}); fetch it again"
+        ) from error
     tokenizer = Tokenizer(model)
     if pre in _QWEN2_NAMES:
         tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = _splitter(pre)
     tokenizer.decoder = decoders.ByteLevel()
-    kinds = source.metadata.get("tokenizer.ggml.token_type", ())
-    marked = list(zip(tokens, kinds, strict=False))
+    marked = list(zip(tokens, _list_of(source, "token_type", int), strict=False))
     tokenizer.add_special_tokens([AddedToken(text, normalized=False) for text, kind in marked if kind == _CONTROL])
     tokenizer.add_tokens([AddedToken(text, normalized=False) for text, kind in marked if kind == _USER_DEFINED])
     return tokenizer
@@ -119,7 +131,7 @@ def _through_transformers(source: GgufFile) -> Tokenizer:
     except Exception as error:  # a converter meeting a vocabulary it was not written for raises anything
         kind = source.metadata.get("tokenizer.ggml.model")
         raise UnknownArchitectureError(
-            f"the tokenizer in {source.path} (kind {kind!r}) cannot be converted ({error}); "
+            f"the tokenizer in {source.path} (kind {kind!r}) cannot be converted ({first_line(error)}); "
             "use the model's Hugging Face folder instead"
         ) from error
     tokenizer: Tokenizer = backend

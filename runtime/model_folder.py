@@ -92,6 +92,12 @@ def open_model_folder(path: Path, *, need_weights: bool = True) -> ModelFolder:
     return ModelFolder(path=path, config=config, weights=weights)
 
 
+def first_line(error: Exception, characters_max: int = 200) -> str:
+    """What a library's error says, short enough to stand inside one sentence."""
+    line = (str(error).splitlines() or [""])[0].strip() or type(error).__name__
+    return line if len(line) <= characters_max else f"{line[:characters_max]}..."
+
+
 def read_json_object(path: Path) -> dict[str, Any]:
     """The JSON object in ``path``; raises `BrokenCheckpointError` where there is none."""
     try:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from .gguf_import import import_gguf
 from .model_cache import build_once, converted_folder
-from .model_folder import ModelError, ModelFolder, ModelNotFoundError, Report, open_model_folder, silent
+from .model_folder import ModelError, ModelFolder, ModelNotFoundError, Report, first_line, open_model_folder, silent
 from .pull import KNOWN_MODELS, pull
 
 HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt")
@@ -78,11 +78,7 @@ def _from_hub(model: str, *, need_weights: bool, report: Report) -> ModelFolder:
         ) from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise HubError(
-            f"cannot fetch {model!r} from the hub ({_first_line(error)}); check the network, or pass the path of a "
+            f"cannot fetch {model!r} from the hub ({first_line(error)}); check the network, or pass the path of a "
             "local folder or GGUF file"
         ) from error
     return open_model_folder(Path(folder), need_weights=need_weights)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -24,10 +24,11 @@ LAYER_NAMES = {
 NORMAL, CONTROL = 1, 3
 
 
-def write_tiny_gguf(path, folder, *, architecture="llama", leave_out=(), extra=None):
-    """Write the model in ``folder`` to ``path`` as F32, without the GGUF tensors named in ``leave_out``.
+def write_tiny_gguf(path, folder, *, architecture="llama", weights=None, leave_out=(), tensors=None, extra=None):
+    """Write the model in ``folder`` to ``path`` as F32 and return ``path``.
 
-    ``extra`` holds further whole-number metadata.
+    ``weights`` by checkpoint name replace the folder's; GGUF tensors in ``leave_out`` are not written, those in
+    ``tensors`` are added as they are; ``extra`` holds further whole-number metadata.
     """
     config = json.loads((folder / "config.json").read_text())
     writer = gguf.GGUFWriter(str(path), architecture)
@@ -43,15 +44,14 @@ def write_tiny_gguf(path, folder, *, architecture="llama", leave_out=(), extra=N
     for key, value in (extra or {}).items():
         writer.add_uint32(key, value)
     _add_tokenizer(writer, folder)
-    for name, values in load_file(folder / "model.safetensors").items():
+    heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
+    for name, values in (weights or load_file(folder / "model.safetensors")).items():
         stored = _gguf_name(name)
-        if stored in leave_out:
-            continue
-        if stored.endswith("attn_q.weight"):
-            values = interleave(values, config["num_attention_heads"])
-        elif stored.endswith("attn_k.weight"):
-            values = interleave(values, config["num_key_value_heads"])
-        writer.add_tensor(stored, values)
+        rotary_heads = heads.get(stored.split(".")[-2]) if architecture == "llama" else None
+        if stored not in leave_out:
+            writer.add_tensor(stored, interleave(values, rotary_heads) if rotary_heads else values)
+    for name, values in (tensors or {}).items():
+        writer.add_tensor(name, values)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -60,12 +60,9 @@ def write_tiny_gguf(path, folder, *, architecture="llama", leave_out=(), extra=N
 
 
 def interleave(values, heads):
-    """A head's rows 0, 1, ... half, half + 1, ... as 0, half, 1, half + 1, ...: llama.cpp's rotary pairs are neighbours."""
-    rows, columns = values.shape
-    half = rows // heads // 2
+    """A head's rows 0, 1, ... half, half + 1, ... as 0, half, 1, half + 1, ...: llama.cpp pairs neighbours."""
+    half = len(values) // heads // 2
     order = [head * 2 * half + side * half + i for head in range(heads) for i in range(half) for side in range(2)]
-    assert len(order) == rows
-    assert values.shape[1] == columns
     return np.ascontiguousarray(values[order])
 
 
