@@ -39,6 +39,13 @@ CATALOGUE: Mapping[str, tuple[str, ...]] = {
     "stale_dropped": ("what", "epoch", "step"),
     "stage_leaving": ("reason",),
     "stage_failed": ("error", "sentence"),
+    # gateway
+    "gateway_listening": ("addresses",),
+    "gateway_draining": ("drain_s_max",),
+    "gateway_closed": ("cut_connections",),
+    "http_generation_ended": ("http_request", "outcome", "prompt_tokens", "output_tokens", "duration_s"),
+    "http_request_broke": ("http_request", "error"),
+    "connection_broke": ("error",),
 }
 
 

@@ -1,0 +1,247 @@
+"""The HTTP gateway: OpenAI's routes over a token source, health, metrics and status.
+
+Owns the route table and the order of what happens to a generation request: check, tokenise, submit, answer. It must never
+know how tokens are made, and imports neither torch nor the transport.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+import msgspec
+import trio
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from ..runtime.interface import Tokenizer
+from .event_log import EventLog
+from .gateway_answer import GenerationAnswer
+from .gateway_boundary import BodyLimits, Boundary, read_json_body
+from .gateway_drain import Drain
+from .gateway_metrics import GatewayMetrics
+from .gateway_prompts import Job, PromptReader
+from .gateway_streams import GenerationRun
+from .generation import FailureKind, GenerationFailedError, TokenSource
+from .http_server import HttpServer, ServerLimits
+from .openai_api import ChatRequest, CompletionRequest, decode_chat, decode_completion
+from .openai_errors import ApiError, generation_failed, refused
+from .openai_responses import AnswerFormat, ChatFormat, CompletionFormat
+from .request_machine import RequestMachine, TextStream
+
+NOT_READY_RETRY_AFTER_S = 2.0
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayConfig:
+    """``api_keys``: any of them opens every route; with none, every route is open."""
+
+    api_keys: tuple[str, ...] = ()
+    body: BodyLimits = field(default_factory=BodyLimits)
+
+
+def make_app(
+    source: TokenSource,
+    tokenizer: Tokenizer,
+    text_stream_factory: Callable[[], TextStream],
+    model_name: str,
+    config: GatewayConfig,
+    log: EventLog,
+) -> Starlette:
+    """The application. Its ``state.drain`` is the `Drain` that `serve` begins when it is to stop."""
+    gateway = _Gateway(source, tokenizer, text_stream_factory, model_name, config, log)
+    app = Starlette(
+        routes=gateway.routes(),
+        middleware=[Middleware(Boundary, api_keys=config.api_keys, limits=config.body, log=log)],
+        exception_handlers={HTTPException: _no_such_route},
+    )
+    app.router.redirect_slashes = False
+    app.state.drain = gateway.drain
+    return app
+
+
+async def serve(
+    app: Starlette,
+    host: str,
+    port: int,
+    shutdown: trio.Event,
+    limits: ServerLimits,
+    log: EventLog,
+    *,
+    task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve an application of `make_app` until ``shutdown``, then drain it and return.
+
+    Reports its addresses as "host:port". Raises OSError where it cannot listen.
+    """
+    await HttpServer(app, limits, log).run(host, port, shutdown, app.state.drain.begin, task_status=task_status)
+
+
+class _Gateway:
+    def __init__(
+        self,
+        source: TokenSource,
+        tokenizer: Tokenizer,
+        text_stream_factory: Callable[[], TextStream],
+        model_name: str,
+        config: GatewayConfig,
+        log: EventLog,
+    ) -> None:
+        self._source = source
+        self._tokenizer = tokenizer
+        self._text_stream_factory = text_stream_factory
+        self._model_name = model_name
+        self._config = config
+        self._log = log
+        self._prompts = PromptReader(tokenizer)
+        self._metrics = GatewayMetrics(source, model_name)
+        self._created_s = int(time.time())
+        self.drain = Drain()
+
+    def routes(self) -> list[Route]:
+        """The route table."""
+        return [
+            Route("/v1/chat/completions", self._chat, methods=["POST"]),
+            Route("/v1/completions", self._completion, methods=["POST"]),
+            Route("/v1/models", self._models),
+            Route("/v1/models/{model:path}", self._model),
+            Route("/health", self._health),
+            Route("/ready", self._ready),
+            Route("/metrics", self._exposition),
+            Route("/flexpipe/v1/status", self._status),
+        ]
+
+    # --- generation
+
+    async def _chat(self, request: Request) -> Response:
+        return await self._generation(request, self._chat_job, ChatFormat, "chatcmpl")
+
+    async def _completion(self, request: Request) -> Response:
+        return await self._generation(request, self._completion_job, CompletionFormat, "cmpl")
+
+    async def _chat_job(self, body: bytes) -> Job:
+        request = decode_chat(body)
+        return await self._prompts.chat(request, self._served(request))
+
+    async def _completion_job(self, body: bytes) -> Job:
+        request = decode_completion(body)
+        return await self._prompts.completion(request, self._served(request))
+
+    async def _generation(
+        self,
+        request: Request,
+        read_job: Callable[[bytes], Awaitable[Job]],
+        make_format: Callable[..., AnswerFormat],
+        prefix: str,
+    ) -> Response:
+        arrived_s = trio.current_time()
+        try:
+            job = await read_job(await read_json_body(request, self._config.body))
+        except ApiError as error:
+            self._metrics.ended(error.detail.code or "invalid_value", trio.current_time() - arrived_s)
+            raise
+        request_id: str = request.state.request_id
+        answer_format = make_format(
+            f"{prefix}-{request_id}", int(time.time()), self._model_name, usage_asked=job.include_usage
+        )
+        run = GenerationRun(job, self._source, self._machine, self.drain, self._metrics, arrived_s)
+
+        def ended(outcome: str, output_tokens: int) -> None:
+            duration_s = trio.current_time() - arrived_s
+            self._metrics.ended(outcome, duration_s)
+            self._log.emit(
+                "http_generation_ended",
+                http_request=request_id,
+                outcome=outcome,
+                prompt_tokens=job.prompt_tokens,
+                output_tokens=output_tokens,
+                duration_s=round(duration_s, 6),
+            )
+
+        def broke(error: Exception) -> None:
+            trace = "".join(traceback.format_exception(error))
+            self._log.emit("http_request_broke", http_request=request_id, error=trace)
+
+        return GenerationAnswer(job, run, answer_format, ended, broke)
+
+    def _machine(self, stops: tuple[str, ...]) -> RequestMachine:
+        return RequestMachine(self._text_stream_factory(), stops, self._tokenizer.token_text)
+
+    def _served(self, request: ChatRequest | CompletionRequest) -> int:
+        """The context of the model asked for. Raises `ApiError` where it is another (404) or cannot serve now (503)."""
+        if request.model != self._model_name:
+            raise _unknown_model(request.model)
+        ready, reason = self._readiness()
+        if not ready:
+            kind: FailureKind = "shutting_down" if self.drain.draining else "not_ready"
+            raise generation_failed(GenerationFailedError(kind, reason, NOT_READY_RETRY_AFTER_S))
+        return self._source.status().model.context_tokens
+
+    # --- facts
+
+    async def _models(self, _request: Request) -> Response:
+        return _json({"object": "list", "data": [self._model_card()]})
+
+    async def _model(self, request: Request) -> Response:
+        if request.path_params["model"] != self._model_name:
+            raise _unknown_model(request.path_params["model"])
+        return _json(self._model_card())
+
+    async def _health(self, _request: Request) -> Response:
+        """200 while the process lives; the body says what is true."""
+        ready, reason = self._readiness()
+        return _json({"alive": True, "ready": ready, "reason": reason})
+
+    async def _ready(self, _request: Request) -> Response:
+        ready, reason = self._readiness()
+        headers = {} if ready else {"retry-after": f"{NOT_READY_RETRY_AFTER_S:.0f}"}
+        return _json({"ready": ready, "reason": reason}, status=200 if ready else 503, headers=headers)
+
+    async def _exposition(self, _request: Request) -> Response:
+        return Response(self._metrics.exposition(), media_type=METRICS_TYPE)
+
+    async def _status(self, _request: Request) -> Response:
+        ready, reason = self._readiness()
+        return _json(msgspec.structs.replace(self._source.status(), ready=ready, reason=reason))
+
+    def _readiness(self) -> tuple[bool, str]:
+        if self.drain.draining:
+            return False, "The server is shutting down."
+        status = self._source.status()
+        return status.ready, status.reason
+
+    def _model_card(self) -> dict[str, object]:
+        return {
+            "id": self._model_name,
+            "object": "model",
+            "created": self._created_s,
+            "owned_by": "flexpipe",
+            "max_model_len": self._source.status().model.context_tokens,
+        }
+
+
+def _unknown_model(name: str) -> ApiError:
+    return refused(
+        404, "model_not_found", f"The model {name[:256]!r} is not served here; GET /v1/models says which is.", "model"
+    )
+
+
+def _json(value: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(msgspec.json.encode(value), status, headers, "application/json")
+
+
+async def _no_such_route(request: Request, error: Exception) -> Response:
+    """404 and 405 in OpenAI's shape."""
+    assert isinstance(error, HTTPException)
+    if error.status_code == 405:
+        refusal = refused(405, "method_not_allowed", f"{request.method} is not a method of this path.")
+    else:
+        refusal = refused(404, "not_found", "There is nothing at this path.")
+    return Response(refusal.body(), refusal.status, error.headers, "application/json")

@@ -1,0 +1,178 @@
+"""What every `TokenSource` promises. Add a world to `WORLDS` to hold another implementation to it.
+
+A world is an asynchronous context manager that gives an object with: ``source``; ``prompt`` (ids it can serve);
+``requests_max`` (so many are taken at once, one more is refused); ``context_tokens``; ``hold()`` and ``release()`` (no token
+is made in between); ``lose_stage()``; and ``until(condition)``, which waits until the condition holds.
+"""
+
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
+
+import pytest
+import trio
+from flexpipe.actors.generation import GenerationFailedError, GenerationRequest
+from flexpipe.runtime.interface import SamplingParams
+from toy_token_source import ToyTokenSource
+
+GREEDY = SamplingParams(temperature=0.0)
+
+
+@asynccontextmanager
+async def toy_world():
+    source = ToyTokenSource(requests_max=4, context_tokens=64)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(source.run)
+        yield SimpleNamespace(
+            source=source,
+            prompt=tuple(b"a toy prompt"),
+            requests_max=source.requests_max,
+            context_tokens=source.context_tokens,
+            hold=source.hold,
+            release=source.release,
+            lose_stage=source.lose_stage,
+            until=source.until,
+        )
+        nursery.cancel_scope.cancel()
+
+
+WORLDS = [toy_world]
+
+
+@pytest.fixture(params=WORLDS, ids=lambda world: world.__name__)
+async def world(request):
+    async with request.param() as made:
+        with trio.fail_after(30):
+            yield made
+
+
+def request_of(world, max_tokens=8, stop_token_ids=(), params=GREEDY):
+    return GenerationRequest(world.prompt, params, max_tokens, stop_token_ids)
+
+
+async def read_all(source, request):
+    async with source.open(request) as events:
+        return [event async for event in events]
+
+
+async def read_indices(events, seen):
+    async for event in events:
+        seen.append(event.index)
+
+
+def held_requests(world):
+    status = world.source.status()
+    return status.running + status.waiting
+
+
+async def test_tokens_come_once_each_in_order_and_end_with_length(world):
+    events = await read_all(world.source, request_of(world, max_tokens=8))
+    assert [event.index for event in events] == list(range(8))
+    assert [event.finish for event in events] == [None] * 7 + ["length"]
+
+
+async def test_a_stop_token_is_the_last_event_and_says_stop(world):
+    tokens = [event.token.token_id for event in await read_all(world.source, request_of(world, max_tokens=6))]
+    stop = tokens[3]
+    events = await read_all(world.source, request_of(world, max_tokens=6, stop_token_ids=(stop,)))
+    assert [event.token.token_id for event in events] == tokens[: tokens.index(stop) + 1]
+    assert events[-1].finish == "stop"
+
+
+async def test_a_stop_token_as_the_last_allowed_one_says_stop(world):
+    tokens = [event.token.token_id for event in await read_all(world.source, request_of(world, max_tokens=1))]
+    (event,) = await read_all(world.source, request_of(world, max_tokens=1, stop_token_ids=(tokens[0],)))
+    assert event.finish == "stop"
+
+
+async def test_the_same_request_gives_the_same_tokens(world):
+    request = request_of(world, params=SamplingParams(temperature=1.0, seed=3))
+    first, second = await read_all(world.source, request), await read_all(world.source, request)
+    assert [event.token.token_id for event in first] == [event.token.token_id for event in second]
+
+
+async def test_log_probabilities_come_when_asked_for(world):
+    (event,) = await read_all(
+        world.source, request_of(world, max_tokens=1, params=SamplingParams(temperature=0.0, logprobs=2))
+    )
+    assert event.token.logprob is not None
+    assert len(event.token.top) == 2
+
+
+async def test_a_finished_request_holds_nothing(world):
+    await read_all(world.source, request_of(world))
+    await world.until(lambda: held_requests(world) == 0)
+
+
+async def test_leaving_early_frees_the_request(world):
+    world.hold()
+    async with world.source.open(request_of(world)):
+        assert held_requests(world) == 1
+    world.release()
+    await world.until(lambda: held_requests(world) == 0)
+
+
+async def test_leaving_in_the_middle_frees_the_request(world):
+    async with world.source.open(request_of(world)) as events:
+        async for _ in events:
+            break
+    await world.until(lambda: held_requests(world) == 0)
+
+
+async def test_a_cancelled_reader_frees_its_request(world):
+    world.hold()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(read_all, world.source, request_of(world))
+        await world.until(lambda: held_requests(world) == 1)
+        nursery.cancel_scope.cancel()
+    world.release()
+    await world.until(lambda: held_requests(world) == 0)
+
+
+async def test_a_reader_that_does_not_read_delays_no_other(world):
+    async with world.source.open(request_of(world)) as unread:
+        assert len(await read_all(world.source, request_of(world))) == 8
+        assert [event.index async for event in unread] == list(range(8))
+
+
+async def test_one_request_too_many_is_refused_as_overloaded_and_the_others_go_on(world):
+    world.hold()
+    counts = []
+
+    async def count():
+        counts.append(len(await read_all(world.source, request_of(world, max_tokens=3))))
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(world.requests_max):
+            nursery.start_soon(count)
+        await world.until(lambda: held_requests(world) == world.requests_max)
+        with pytest.raises(GenerationFailedError) as refusal:
+            await read_all(world.source, request_of(world))
+        world.release()
+    assert refusal.value.kind == "overloaded"
+    assert refusal.value.retry_after_s > 0
+    assert counts == [3] * world.requests_max
+
+
+async def test_a_prompt_that_fills_the_context_is_refused_as_too_long(world):
+    prompt = (world.prompt * world.context_tokens)[: world.context_tokens]
+    with pytest.raises(GenerationFailedError) as refusal:
+        await read_all(world.source, GenerationRequest(prompt, GREEDY, 1, ()))
+    assert refusal.value.kind == "too_long"
+    assert held_requests(world) == 0
+
+
+async def test_a_lost_stage_ends_its_requests_with_one_error_and_the_source_is_not_ready(world):
+    async with world.source.open(request_of(world, world.context_tokens - len(world.prompt))) as events:
+        seen = [(await anext(events)).index]
+        world.hold()
+        world.lose_stage()
+        with pytest.raises(GenerationFailedError) as failure:
+            await read_indices(events, seen)
+    assert failure.value.kind == "stage_lost"
+    assert seen == list(range(len(seen)))
+    assert not world.source.status().ready
+    assert world.source.status().reason
+    with pytest.raises(GenerationFailedError) as refusal:
+        await read_all(world.source, request_of(world))
+    assert refusal.value.kind == "not_ready"
+    await world.until(lambda: held_requests(world) == 0)
