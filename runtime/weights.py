@@ -96,33 +96,56 @@ class Checkpoint:
             os.close(descriptor)
         self._descriptors.clear()
 
-    def find(self, spec: WeightSpec) -> StoredTensor:
-        """Where ``spec`` is stored: under its name, the name it is tied to, or without the base model's prefix.
-
-        Checkpoints of tied models leave the head out; those written from a base model (GPT-2's on the hub) lack the
-        first part of every name. Raises `WeightsError` where it is nowhere or has another shape.
-        """
-        names = [name for name in (spec.name, spec.tied_to) if name]
-        names += [name.partition(".")[2] for name in names]
-        stored = next((self._tensors[name] for name in names if name in self._tensors), None)
-        if stored is None:
-            raise WeightsError(f"{self.folder} has no tensor {spec.name!r}; the checkpoint is not of this architecture")
-        if stored.shape != tuple(spec.shape):
-            raise WeightsError(
-                f"{stored.file} holds {spec.name!r} with shape {list(stored.shape)}, the model needs {list(spec.shape)}"
-            )
-        return stored
+    def stored_bytes(self, spec: WeightSpec) -> int:
+        """Bytes on disk of a weight. Raises `WeightsError` where a part of it is missing or has another shape."""
+        return sum(part.size for row in self._locate(spec) for part in row)
 
     def read(
         self, spec: WeightSpec, dtype: torch.dtype, first_row: int = 0, end_row: int | None = None
     ) -> torch.Tensor:
-        """Rows ``[first_row, end_row)`` of a weight, in fresh memory; floating-point ones converted to ``dtype``."""
+        """Rows ``[first_row, end_row)`` of a weight, in fresh memory; floating-point ones converted to ``dtype``.
+
+        Constants that the program holds itself (rotary frequencies) keep their precision.
+        """
         if spec.value is not None:
-            stored_dtype = getattr(torch, spec.dtype)
-            tensor = torch.frombuffer(bytearray(spec.value), dtype=stored_dtype).reshape(spec.shape)
+            return torch.frombuffer(bytearray(spec.value), dtype=getattr(torch, spec.dtype)).reshape(spec.shape)
+        rows = self._locate(spec)
+        if len(rows) == 1 and rows[0][0].shape == tuple(spec.shape):
+            tensor = self._read_rows(rows[0][0], spec.name, first_row, end_row)
         else:
-            tensor = self._read_rows(self.find(spec), spec.name, first_row, end_row)
+            tensor = torch.empty(len(rows[first_row:end_row]), *spec.shape[1:], dtype=rows[0][0].dtype)
+            for place, row in zip(tensor, rows[first_row:end_row], strict=True):
+                torch.cat([self._read_rows(part, spec.name, 0, None) for part in row], out=place)
         return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+    def _locate(self, spec: WeightSpec) -> list[list[StoredTensor]]:
+        """Where a weight lies: one row of one tensor, or for each row of its first axis the parts to be joined.
+
+        A name is looked for as it is, as the one it is tied to (checkpoints of tied models leave the head out), and
+        without its first part (checkpoints written from a base model, as GPT-2's on the hub, lack the base's prefix).
+        """
+        whole = self._find(spec.name, *((spec.tied_to,) if spec.tied_to else ()))
+        if whole is not None:
+            rows, shape = [[whole]], whole.shape
+        else:
+            found = [[self._find(key) for key in keys] for keys in spec.stacked]
+            rows = [[part for part in row if part is not None] for row in found]
+            if not rows or any(None in row for row in found):
+                missing = next((key for keys in spec.stacked for key in keys if self._find(key) is None), spec.name)
+                raise WeightsError(
+                    f"{self.folder} has no tensor {missing!r}; the checkpoint does not belong to this model"
+                )
+            heights = [sum(part.shape[0] for part in row) for row in rows]
+            shape = (len(rows), heights[0], *rows[0][0].shape[1:])
+        if shape != tuple(spec.shape):
+            raise WeightsError(
+                f"{rows[0][0].file} holds {spec.name!r} with shape {list(shape)}, the model needs {list(spec.shape)}"
+            )
+        return rows
+
+    def _find(self, *names: str) -> StoredTensor | None:
+        spellings = (*names, *(name.partition(".")[2] for name in names))
+        return next((self._tensors[name] for name in spellings if name in self._tensors), None)
 
     def _read_rows(self, stored: StoredTensor, name: str, first_row: int, end_row: int | None) -> torch.Tensor:
         shape, offset, size = stored.shape, stored.offset, stored.size

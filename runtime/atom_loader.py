@@ -1,0 +1,88 @@
+"""An atom of a stage ready to run, and how its weights get there: checkpoint → recipe → backend's form, one at a time.
+
+Owns the counting of bytes and the progress told. Knows nothing of steps and batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from .device_memory import free_bytes
+from .interface import OutOfMemoryError
+from .kv_pages import KvLayer
+from .lowered import Backend
+from .lowering import LoweredGraph
+from .program import Program
+from .weights import Checkpoint
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedAtom:
+    """An atom ready to run. ``head`` marks what only sampled tokens need: it reads ``sample_tokens`` and no KV."""
+
+    name: str
+    call: Callable[..., tuple[torch.Tensor, ...]]
+    inputs: tuple[str, ...]
+    layers: tuple[KvLayer, ...]
+    weights: tuple[Any, ...]
+    head: bool
+
+
+class AtomLoader:
+    """Builds weights from a checkpoint, counting bytes and telling progress."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        program: Program,
+        backend: Backend,
+        dtype: torch.dtype,
+        device: torch.device,
+        progress: Callable[[int, int], None],
+    ) -> None:
+        self.weight_bytes = 0
+        self._checkpoint = checkpoint
+        self._program = program
+        self._backend = backend
+        self._dtype = dtype
+        self._device = device
+        self._progress = progress
+        self._done = 0
+        self._total = 0
+
+    def expect(self, names: Sequence[str]) -> None:
+        """Say how much will be read; raises where a weight is missing or memory cannot hold them all."""
+        stored = [spec for spec in (self._program.weights[name] for name in names) if spec.value is None]
+        self._total = sum(self._checkpoint.stored_bytes(spec) for spec in stored)
+        needed = sum(int(np.prod(spec.shape)) * self._dtype.itemsize for spec in stored)
+        free = free_bytes(self._device)
+        if needed > free:
+            raise OutOfMemoryError(
+                f"The stage's weights need {needed} bytes, {self._device} has {free} free; give the stage fewer layers"
+            )
+
+    def bind(self, name: str, graph: LoweredGraph, names: Sequence[str], layers: tuple[KvLayer, ...]) -> LoadedAtom:
+        """An atom's callable with its own weights, built one after the other."""
+        slots = dict(zip(graph.slots, names, strict=True))
+
+        def read(slot: str) -> torch.Tensor:
+            spec = self._program.weights[slots[slot]]
+            if spec.value is None:
+                self._done += self._checkpoint.stored_bytes(spec)
+                self._progress(min(self._done, self._total), self._total)
+            return self._checkpoint.read(spec, self._dtype)
+
+        weights = []
+        for recipe in graph.recipes:
+            weight = recipe.build(read, self._backend)
+            if isinstance(weight, torch.Tensor):
+                weight = weight.to(self._device)
+            self.weight_bytes += int(weight.nbytes)
+            weights.append(weight)
+        head = "sample_tokens" in graph.inputs and not layers
+        return LoadedAtom(name, graph.call, graph.inputs, layers, tuple(weights), head)
