@@ -33,8 +33,8 @@ def capture(config: PretrainedConfig | Path | str) -> Program:
     from .atoms import assemble
     from .checkpoint_names import as_stored
     from .cut_points import divide
+    from .recording import record
     from .skeleton import build_skeleton, export_skeleton, read_config
-    from .tape import record
 
     settings = read_config(Path(config)) if isinstance(config, (str, Path)) else config
     skeleton = build_skeleton(settings)

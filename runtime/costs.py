@@ -16,8 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..policies.types import NS_PER_S, AtomCost
-from .cut_points import ATTEND
-from .program import Atom, AttentionLayer, Graph, Node, Program, Ref
+from .program import ATTEND, EXPERT_LINEAR, Atom, AttentionLayer, Graph, Node, Program, Ref
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int64": 8, "int32": 4, "int8": 1, "bool": 1, "float64": 8}
 """Bytes per element, by torch's names."""
@@ -178,7 +177,7 @@ def _node_work(
     result = _elements(node.shape or (), load)
     if node.target == ATTEND:
         return _attend_work(node, shapes, load, size, attention)
-    if node.target == "flexpipe.expert_linear.default":
+    if node.target == EXPERT_LINEAR:
         return _expert_work(node, shapes, load, size, result)
     if node.target.startswith(("aten.linear.", "aten.mm.", "aten.addmm.", "aten.matmul.", "aten.bmm.")):
         return _linear_work(node, shapes, load, size, result)

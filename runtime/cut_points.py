@@ -16,14 +16,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from .program import Literal, Node
+from .program import ATTEND, Literal, Node
 from .tape import STEP_INPUTS, Entry, Tape, node_references
 
 _LAYER = re.compile(r"(?:^|\.)(\d+)(?:\.|$)")
 """The first number in a module path is its layer: model.layers.3.mlp.experts.0 belongs to layer 3."""
 
 _MATMULS = ("aten.linear.", "aten.addmm.", "aten.mm.", "aten.matmul.", "aten.bmm.", "flexpipe.expert_linear.")
-ATTEND = "flexpipe.attend.default"
 _LAYER_ARGUMENT = 3
 
 

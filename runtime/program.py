@@ -18,6 +18,12 @@ PROGRAM_VERSION = 1
 
 Dim = int | str
 
+ATTEND = "flexpipe.attend.default"
+"""The target of attention nodes; `runtime.operators` has its schema."""
+
+EXPERT_LINEAR = "flexpipe.expert_linear.default"
+"""The target of linear layers that a router chooses per token; `runtime.operators` has its schema."""
+
 
 class Ref(msgspec.Struct, frozen=True, tag="ref"):
     """An argument that is another value of the same graph: a node, an input or a weight slot, by name."""

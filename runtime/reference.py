@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from .program import Argument, Atom, Graph, ListArg, Literal, Node, Program, Ref
+from .program import ATTEND, EXPERT_LINEAR, Argument, Atom, Graph, ListArg, Literal, Node, Program, Ref
 
 _LITERALS: dict[str, Any] = {
     "float": float,
@@ -82,7 +82,7 @@ def _value(argument: Argument, values: Mapping[str, Any], sizes: Mapping[str, in
 
 
 def _operator(node: Node) -> Any:
-    own = {"flexpipe.attend.default": _attend, "flexpipe.expert_linear.default": _expert_linear}
+    own = {ATTEND: _attend, EXPERT_LINEAR: _expert_linear}
     if node.target in own:
         return own[node.target]
     if node.target.startswith("operator."):

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 import torch
+from flexpipe.runtime.capture import capture
+from flexpipe.runtime.program import Program
 from transformers import (
     AutoModelForCausalLM,
     Gemma3TextConfig,
@@ -69,6 +72,12 @@ FAMILIES: dict[str, Callable[[], PretrainedConfig]] = {
     ),
     "mixtral": lambda: MixtralConfig(**GROUPED, num_local_experts=4, num_experts_per_tok=2, sliding_window=None),
 }
+
+
+@cache
+def captured(family: str) -> Program:
+    """The family's program, captured once per test run."""
+    return capture(FAMILIES[family]())
 
 
 def random_model(config: PretrainedConfig, seed: int = 0) -> torch.nn.Module:
