@@ -13,6 +13,7 @@ from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
+from safetensors import SafetensorError
 
 from .model_folder import WEIGHTS_FILE, WEIGHTS_INDEX_FILE
 
@@ -26,7 +27,7 @@ class WeightWriter:
     """A context manager: `add` every tensor once; leaving it without an error writes the last shard and the index.
 
     The number of shards is not known before the last tensor, so shards get their final names at the end. One shard
-    alone becomes model.safetensors without an index.
+    alone becomes model.safetensors without an index. Both ways of writing raise OSError where the disk refuses.
     """
 
     def __init__(self, folder: Path, dtype: str, *, shard_bytes_max: int = SHARD_BYTES_MAX) -> None:
@@ -68,10 +69,13 @@ class WeightWriter:
         return values.astype(self._dtype, copy=False)
 
     def _write_shard(self) -> None:
+        path = self._partial(len(self._shards))
         framework = "torch" if self._dtype == "bfloat16" else "numpy"
-        import_module(f"safetensors.{framework}").save_file(
-            self._pending, self._partial(len(self._shards)), metadata={"format": "pt"}
-        )
+        save_file = import_module(f"safetensors.{framework}").save_file
+        try:
+            save_file(self._pending, path, metadata={"format": "pt"})
+        except SafetensorError as error:  # its own type even for a full disk
+            raise OSError(f"{path}: {error}") from error
         self._shards.append(list(self._pending))
         self._pending = {}
         self._pending_bytes = 0

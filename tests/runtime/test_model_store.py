@@ -1,8 +1,10 @@
 import json
+import resource
 import subprocess
 import sys
 import threading
 import zipfile
+from contextlib import contextmanager
 
 import huggingface_hub.constants
 import pytest
@@ -198,6 +200,25 @@ def test_two_builders_at_once_build_once(tmp_path):
     second.join(10)
     assert len(built) == 1
     assert [path.name for path in folder.iterdir()] == ["whole"]
+
+
+@contextmanager
+def full_disk():
+    """No file may grow beyond 100 kB, which looks like a full disk to whoever writes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_no_model(tiny, tmp_path, cache):
+    path = write_tiny_gguf(tmp_path / "model.gguf", tiny)
+    with full_disk(), pytest.raises(ModelError, match="FLEXPIPE_CACHE"):
+        resolve(str(path))
+    assert [left.suffix for left in (cache / "models").glob("v*/*")] == [".lock"]
+    assert resolve(str(path)).weights
 
 
 def test_a_cache_that_cannot_be_written_is_one_sentence(tmp_path):

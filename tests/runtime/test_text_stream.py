@@ -1,3 +1,4 @@
+import json
 import random
 
 import pytest
@@ -7,7 +8,7 @@ from flexpipe.runtime.tokenizer import HfTokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_checkpoint import CORPUS, VOCABULARY_SIZE, write_tiny_checkpoint
-from tokenizers import Tokenizer, decoders, models, normalizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 
 @pytest.fixture(scope="module")
@@ -19,21 +20,19 @@ def tokenizer(tmp_path_factory):
 def sentencepiece(tmp_path_factory):
     """Llama 2's kind: a mark for spaces, bytes as <0x..> tokens, the first space stripped."""
     backend = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
-    backend.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
     backend.decoder = decoders.Sequence(
         [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
-    special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
     plain = [text.encode("ascii", "ignore").decode() for text in CORPUS]
-    trainer = trainers.BpeTrainer(vocab_size=360, min_frequency=1, special_tokens=special[:3], show_progress=False)
-    backend.train_from_iterator([f"\u2581{text}" for text in plain], trainer)
+    special = ["<unk>", "<s>", "</s>"]
+    trainer = trainers.BpeTrainer(vocab_size=360, min_frequency=1, special_tokens=special, show_progress=False)
+    backend.train_from_iterator(plain, trainer)
     return with_byte_tokens(backend, tmp_path_factory.mktemp("sentencepiece"))
 
 
 def with_byte_tokens(backend, folder):
     """Add the byte tokens to the vocabulary proper: as added tokens they would match in plain text."""
-    import json
-
     described = json.loads(backend.to_str())
     vocabulary = described["model"]["vocab"]
     for byte in range(256):
@@ -76,6 +75,7 @@ def test_the_pieces_are_the_whole_text_with_byte_fallback(sentencepiece, text):
 
 def test_words_keep_the_space_before_them(sentencepiece):
     ids = sentencepiece.encode("the stage owns the model")
+    assert any(sentencepiece.decode([token_id]) != sentencepiece.token_text(token_id) for token_id in ids)
     stream = TextStream(sentencepiece)
     pieces = [stream.push(token_id) for token_id in ids]
     assert "".join(pieces) == "the stage owns the model"
@@ -101,6 +101,13 @@ def test_an_unfinished_character_is_left_for_the_end(tokenizer):
     assert "".join(stream.push(token_id) for token_id in ids) == "é"
     assert stream.finish() == "\ufffd"
     assert stream.finish() == ""
+
+
+@pytest.mark.parametrize("broken", range(3 * PENDING_TOKENS_MAX))
+def test_a_character_survives_any_amount_of_broken_utf8_before_it(tokenizer, broken):
+    character = tokenizer.encode("\U0001f9ff")
+    ids = [character[0]] * broken + character
+    assert streamed(tokenizer, ids) == tokenizer.decode(ids) == "\ufffd" * broken + "\U0001f9ff"
 
 
 class LongestDecode:

@@ -7,12 +7,13 @@ import pytest
 from flexpipe.runtime.gguf_file import read_gguf
 from flexpipe.runtime.gguf_tokenizer import write_tokenizer
 from flexpipe.runtime.interface import Tokenizer
-from flexpipe.runtime.model_folder import BrokenCheckpointError
+from flexpipe.runtime.model_folder import BrokenCheckpointError, UnknownArchitectureError
 from flexpipe.runtime.pull import pull
 from flexpipe.runtime.tokenizer import HfTokenizer, TokenizerMissingError
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_checkpoint import CORPUS, END, TURN_END, VOCABULARY_SIZE, write_json, write_tiny_checkpoint
+from tokenizers.pre_tokenizers import ByteLevel
 
 HELLO = [{"role": "user", "content": "hello"}]
 
@@ -198,7 +199,7 @@ def test_a_chat_is_tokenised_without_torch(tiny):
 
 def write_vocabulary(path, *, pre, tokens, merges, **flags):
     """A GGUF file of a vocabulary alone: the bytes' alphabet, then ``tokens``, the last of them a control token."""
-    alphabet = sorted(gguf_alphabet())
+    alphabet = sorted(ByteLevel.alphabet())
     writer = gguf.GGUFWriter(str(path), "llama")
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(pre)
@@ -213,12 +214,6 @@ def write_vocabulary(path, *, pre, tokens, merges, **flags):
     writer.write_tensors_to_file()
     writer.close()
     return path
-
-
-def gguf_alphabet():
-    from tokenizers.pre_tokenizers import ByteLevel
-
-    return ByteLevel.alphabet()
 
 
 @pytest.mark.parametrize(
@@ -238,13 +233,53 @@ def test_a_vocabulary_is_split_the_way_its_merges_were_learned(tmp_path, pre, pi
     assert [tokenizer.token_text(token_id) for token_id in ids] == pieces
 
 
-@pytest.mark.parametrize(("pre", "flags", "starts"), [("gpt-2", {}, False), ("llama-bpe", {}, True)])
+@pytest.mark.parametrize(
+    ("pre", "flags", "starts"),
+    [
+        ("gpt-2", {}, False),
+        ("gpt-2", {"add_bos_token": True}, True),
+        ("llama-bpe", {}, True),
+        ("llama-bpe", {"add_bos_token": False}, False),
+    ],
+)
 def test_a_text_starts_with_bos_where_the_file_means_it(tmp_path, pre, flags, starts):
     path = write_vocabulary(tmp_path / "v.gguf", pre=pre, tokens=["<s>"], merges=[], **flags)
     write_tokenizer(read_gguf(path), tmp_path)
     tokenizer = HfTokenizer(tmp_path)
     assert (tokenizer.token_text(tokenizer.encode("a")[0]) == "<s>") == starts
     assert tokenizer.decode(tokenizer.encode("a")) == "a"
+
+
+def test_a_sentencepiece_vocabulary_goes_through_transformers(tmp_path):
+    tokens = ["<unk>", "<s>", "</s>", "\u2581", "a", "b", "ab", "\u2581ab"]
+    writer = gguf.GGUFWriter(str(tmp_path / "v.gguf"), "llama")
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(tokens)
+    writer.add_token_scores([0.0, 0.0, 0.0, -4.0, -5.0, -6.0, -1.0, -2.0])
+    writer.add_token_types([2, 3, 3, 1, 1, 1, 1, 1])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    write_tokenizer(read_gguf(tmp_path / "v.gguf"), tmp_path)
+    tokenizer = HfTokenizer(tmp_path)
+    assert [tokens[token_id] for token_id in tokenizer.encode("ab ab")] == ["<s>", "\u2581ab", "\u2581ab"]
+    assert tokenizer.decode(tokenizer.encode("ab ab")) == "ab ab"
+    assert tokenizer.eos_token_ids == (2,)
+
+
+def test_a_tokenizer_of_an_unknown_kind_is_named(tmp_path):
+    writer = gguf.GGUFWriter(str(tmp_path / "v.gguf"), "llama")
+    writer.add_tokenizer_model("riddle")
+    writer.add_token_list(["a"])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(UnknownArchitectureError, match="'riddle'"):
+        write_tokenizer(read_gguf(tmp_path / "v.gguf"), tmp_path)
 
 
 def test_a_vocabulary_that_contradicts_itself_is_refused(tmp_path):
