@@ -43,9 +43,9 @@ from .lanes import (
     sub,
     sum_lanes,
 )
-from .machine import FLOAT_BYTES, load_float, load_int32, load_word, store_float
+from .machine import FLOAT_BYTES, load_float, load_int32, load_word, prefetch, store_float
 from .threads import pool
-from .tile import ROWS_MAX, multiply
+from .tile import ROWS_MAX, WIDE_COLUMNS, multiply, multiply_wide
 
 BLOCK_TOKENS = 16
 """Tokens of one page; equals `runtime.interface.BLOCK_TOKENS` and the number of lanes."""
@@ -53,6 +53,7 @@ BLOCK_TOKENS = 16
 _SPAN_BLOCKS = 8
 _SPAN_TOKENS = _SPAN_BLOCKS * BLOCK_TOKENS
 _SPAN_BYTES = _SPAN_TOKENS * FLOAT_BYTES
+_WIDE_BYTES = WIDE_COLUMNS * FLOAT_BYTES
 
 _TILE_ROWS = 2 * ROWS_MAX
 """Query heads x tokens that go through a KV head's pages together (more if the heads alone are more)."""
@@ -207,6 +208,12 @@ def _scale_queries(arguments: int, first: int, count: int, kv_head: int, target:
 
 
 @compiler.inlined
+def _prefetch(address: int, size: int) -> None:
+    for line in range(address, address + size, LANES_BYTES):
+        prefetch(line)
+
+
+@compiler.inlined
 def _score_block(key_size: int, rows: int, queries: int, page: int, scores: int) -> None:
     """Scores of all rows of a tile against one page's 16 keys."""
     for start in range(0, rows, ROWS_MAX):
@@ -220,11 +227,12 @@ def _score_block(key_size: int, rows: int, queries: int, page: int, scores: int)
 def _weigh_values(rows: int, weights: int, values: int, value_bytes: int, k_count: int, sums: int) -> None:
     """Add ``k_count`` tokens' values, times their weights, to the sums of some rows."""
     for start in range(0, rows, ROWS_MAX):
-        for column in range(0, value_bytes, LANES_BYTES):
-            multiply(
-                min(ROWS_MAX, rows - start), weights + start * _SPAN_BYTES, _SPAN_BYTES, values + column, value_bytes,
-                sums + start * value_bytes + column, value_bytes, k_count, 0,
-            )  # fmt: skip
+        count, a, c = min(ROWS_MAX, rows - start), weights + start * _SPAN_BYTES, sums + start * value_bytes
+        wide_bytes = value_bytes // _WIDE_BYTES * _WIDE_BYTES
+        for column in range(0, wide_bytes, _WIDE_BYTES):
+            multiply_wide(count, a, _SPAN_BYTES, values + column, value_bytes, c + column, value_bytes, k_count, 0)
+        for column in range(wide_bytes, value_bytes, LANES_BYTES):
+            multiply(count, a, _SPAN_BYTES, values + column, value_bytes, c + column, value_bytes, k_count, 0)
 
 
 @compiler.inlined
@@ -289,9 +297,13 @@ def _attend_span(arguments: int, first: int, count: int, row: int, kv_head: int,
     softcap = load_float(arguments + 8 * _FLOATS + 4)
     positions = _argument(arguments, _POSITIONS) + first * 4
     first_block = max(span * _SPAN_BLOCKS, max(0, load_int32(positions) - window + 1) // BLOCK_TOKENS)
-    end_block = min((span + 1) * _SPAN_BLOCKS, load_int32(positions + (count - 1) * 4) // BLOCK_TOKENS + 1)
+    last_block = load_int32(positions + (count - 1) * 4) // BLOCK_TOKENS
+    end_block = min((span + 1) * _SPAN_BLOCKS, last_block + 1)
     for block in range(first_block, end_block):
         page = _page(arguments, row, block, kv_head)
+        if count == 1:  # a decode step reads each page once, from memory: fetch the next while this one is scored
+            ahead = min(block + 1, last_block)
+            _prefetch(_page(arguments, row, ahead, kv_head), BLOCK_TOKENS * (key_size * FLOAT_BYTES + width))
         _score_block(key_size, count * group, queries, page, scores + (block - span * _SPAN_BLOCKS) * LANES_BYTES)
     for token in range(count):
         position = load_int32(positions + token * 4)

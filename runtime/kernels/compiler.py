@@ -28,6 +28,9 @@ TASK = types.void(types.int64, types.int64, types.int64)
 """A task's signature: address of its arguments, chunk number, thread number (see `threads`)."""
 
 
+_config: Any = numba.config
+
+
 @cache
 def _cache_folder() -> str:
     """Where compiled kernels of exactly these sources live; the user's NUMBA_CACHE_DIR is respected as the parent."""
@@ -40,12 +43,12 @@ def _cache_folder() -> str:
 
 def _cached(decorate: Callable[[], Any]) -> Any:
     """Run a numba decorator with its cache pointed at our folder, leaving other users of numba as they were."""
-    before = numba.config.CACHE_DIR
-    numba.config.CACHE_DIR = _cache_folder()
+    before = _config.CACHE_DIR
+    _config.CACHE_DIR = _cache_folder()
     try:
         return decorate()
     finally:
-        numba.config.CACHE_DIR = before
+        _config.CACHE_DIR = before
 
 
 def entry(signature: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -1,7 +1,7 @@
 """Linear layers with weights packed once: y = activation(x W^T + bias) + residual, in float32.
 
-Owns the packed layout (panels of 16 output columns, [ceil(N/16)][K][16], an even number of panels) and the plan by which
-threads share the work. Knows no layer by name.
+Owns the packed layout (panels of 32 output columns, [ceil(N/32)][K][32]) and the plan by which threads share the work.
+Knows no layer by name.
 
 Batch-invariant: an output's bits depend on its row of x and its column of W alone, not on how many rows there are, where
 the row stands or how many threads run (see `tile`). The epilogue works row by row.
@@ -21,6 +21,7 @@ from .activations import ACTIVATIONS, IDENTITY, activate
 from .arrays import Array, KernelInputError, empty_beside, rows_of
 from .lanes import LANES, LANES_BYTES, add, load, load_first, mul, store, store_first
 from .machine import FLOAT_BYTES, load_float, load_word, store_float, store_word
+from .memory import Arena
 from .threads import pool, run_chunks
 from .tile import PAIR_COLUMNS, ROWS_MAX, multiply_packed
 
@@ -94,7 +95,7 @@ def _store_row(arguments: int, value: Any, column: int, row: int, count: int) ->
 
 @compiler.inlined
 def _finish_gated(arguments: int, sums: int, pair: int, row: int, kind: int) -> None:
-    """activation(gate) * up for 16 columns of one row: the pair's panels are one of each."""
+    """activation(gate) * up for 16 columns of one row: the panel's halves are one of each."""
     column = pair * LANES
     gate, up = load(sums), load(sums + LANES_BYTES)
     bias = load_word(arguments + 8 * _BIAS)
@@ -109,7 +110,6 @@ def _finish_gated(arguments: int, sums: int, pair: int, row: int, kind: int) -> 
 def _multiply_chunk(arguments: int, chunk: int, thread: int) -> None:
     """Some pairs of panels times some tiles of rows."""
     k_count = load_word(arguments + 8 * _K)
-    panel_bytes = k_count * LANES_BYTES
     column_chunks, per_chunk = load_word(arguments + 8 * _COLUMN_CHUNKS), load_word(arguments + 8 * _PAIRS_PER_CHUNK)
     first_pair = (chunk % column_chunks) * per_chunk
     end_pair = min(first_pair + per_chunk, load_word(arguments + 8 * _PAIRS))
@@ -119,12 +119,12 @@ def _multiply_chunk(arguments: int, chunk: int, thread: int) -> None:
     packed, weight = load_word(arguments + 8 * _PACKED), load_word(arguments + 8 * _WEIGHT)
     kind, gated = load_word(arguments + 8 * _ACTIVATION), load_word(arguments + 8 * _GATED)
     for pair in range(first_pair, end_pair):
-        panels = weight + pair * 2 * panel_bytes
+        panel = weight + pair * k_count * PAIR_COLUMNS * FLOAT_BYTES
         for tile in range(first_tile, end_tile):
             first = _tile_first(arguments, tile)
             rows = _tile_first(arguments, tile + 1) - first
             x = packed + first * k_count * FLOAT_BYTES
-            multiply_packed(rows, x, panels, panel_bytes, sums, PAIR_COLUMNS * FLOAT_BYTES, k_count)
+            multiply_packed(rows, x, panel, sums, PAIR_COLUMNS * FLOAT_BYTES, k_count)
             for index in range(rows):
                 row_sums = sums + index * PAIR_COLUMNS * FLOAT_BYTES
                 if gated:
@@ -159,17 +159,17 @@ def _run(
     run_chunks(control, multiply_task, arguments, column_chunks * row_chunks)
 
 
-@compiler.entry(types.void(types.int64, types.int64, types.int64, types.int64, types.int64, types.int64, types.int64))
-def _pack_weight(
-    weight: int, row_bytes: int, n: int, k_count: int, out: int, first_panel: int, panel_step: int
-) -> None:
-    """Rows of W to panels ``first_panel``, ``+ panel_step``, ...; columns beyond N are left as they are (zero)."""
+@compiler.entry(types.void(*[types.int64] * 7))
+def _pack_weight(weight: int, row_bytes: int, n: int, k_count: int, out: int, first_half: int, half_step: int) -> None:
+    """Rows of W, 16 at a time, to the halves ``first_half``, ``+ half_step``, ... of the panels in turn."""
     for first in range(0, n, LANES):
-        panel = out + (first_panel + first // LANES * panel_step) * k_count * LANES_BYTES
+        half = first_half + first // LANES * half_step
+        panel = out + (half // 2 * k_count * 2 + half % 2) * LANES_BYTES
         for lane in range(min(LANES, n - first)):
             row = weight + (first + lane) * row_bytes
             for k in range(k_count):
-                store_float(panel + k * LANES_BYTES + lane * FLOAT_BYTES, load_float(row + k * FLOAT_BYTES))
+                value = load_float(row + k * FLOAT_BYTES)
+                store_float(panel + k * PAIR_COLUMNS * FLOAT_BYTES + lane * FLOAT_BYTES, value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,11 +218,7 @@ class PackedLinear:
         return out
 
 
-def _aligned(count: int) -> npt.NDArray[np.float32]:
-    """Zeroed floats that begin on a cache line."""
-    memory = np.zeros(count + LANES, np.float32)
-    start = -(int(memory.ctypes.data) // FLOAT_BYTES) % LANES
-    return memory[start : start + count]
+_arena = Arena()
 
 
 def _pack(parts: list[Array], biases: list[Array | None], activation: str) -> PackedLinear:
@@ -234,8 +230,8 @@ def _pack(parts: list[Array], biases: list[Array | None], activation: str) -> Pa
         raise KernelInputError("gate and up projections must have one shape")
     columns = PAIR_COLUMNS // len(parts)
     pairs = -(-n // columns)
-    weight = _aligned(pairs * PAIR_COLUMNS * k_count)
-    bias = _aligned(pairs * PAIR_COLUMNS if any(b is not None for b in biases) else 0)
+    weight = _arena.take(pairs * PAIR_COLUMNS * k_count)
+    bias = _arena.take(pairs * PAIR_COLUMNS if any(b is not None for b in biases) else 0)
     for index, (part, part_bias) in enumerate(zip(parts, biases, strict=True)):
         address, _, row_bytes = rows_of(part)
         _pack_weight(address, row_bytes, n, k_count, int(weight.ctypes.data), index, len(parts))

@@ -122,3 +122,21 @@ def call_task(typingctx: Any, function: Any, arguments: Any, chunk: Any, thread:
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, types.int64, types.int64), codegen
+
+
+def emit_prefetch(builder: ir.IRBuilder, place: ir.Value) -> None:
+    """Ask for a cache line that will be read soon; never faults, so it may lie beyond the array."""
+    kind = ir.FunctionType(ir.VoidType(), [_POINTER, _I32, _I32, _I32])
+    function = function_of(builder.module, kind, "llvm.prefetch.p0")
+    builder.call(function, [place, _I32(0), _I32(3), _I32(1)])  # to read, into every level, data
+
+
+@intrinsic
+def prefetch(typingctx: Any, address: Any) -> Any:
+    """Ask for the cache line at an address."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, _signature: Any, args: Any) -> ir.Value:
+        emit_prefetch(builder, pointer(builder, args[0]))
+        return context.get_dummy_value()
+
+    return types.void(types.int64), codegen

@@ -1,4 +1,5 @@
-"""The micro-kernel: a few rows times one or two panels of 16 columns, all sums in registers.
+# ruff: noqa: ARG001 - numba looks at the parameters of an intrinsic; its body makes code from values given later
+"""The micro-kernel: a few rows times a few vectors of 16 columns, all sums in registers.
 
 Owns the LLVM code of the innermost loop of both matrix products and attention. Knows nothing of what the numbers mean.
 
@@ -6,21 +7,21 @@ Every output is ``c + a[0] * b[0] + a[1] * b[1] + ...``, one fused multiply-add 
 rows or columns share a call changes which sums run side by side, never the order inside one: **results are
 batch-invariant bit for bit**, by construction.
 
-Register blocking: with 32 vector registers of 512 bits (AVX-512) a tile is up to 12 x 32; with 16 of 256 bits (AVX2) up to
-6 x 16, or 3 x 32; the panels are the same for both.
+Register blocking: with 32 vector registers of 512 bits (AVX-512) a block is up to 12 rows x 32 columns or 6 x 64; with 16
+of 256 bits (AVX2) up to 6 x 16 or 3 x 32.
 """
 
-# ruff: noqa: ARG001 - numba looks at the parameters of an intrinsic; its body makes code from values given later
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from llvmlite import binding, ir
 from numba import types
 
 from .compiler import intrinsic
-from .lanes import LANES_BYTES, VECTOR, broadcast, fused_multiply_add
-from .machine import FLOAT_BYTES, function_of, pointer
+from .lanes import LANES, LANES_BYTES, VECTOR, broadcast, fused_multiply_add
+from .machine import FLOAT_BYTES, emit_prefetch, function_of, pointer
 
 _BYTE = ir.IntType(8)
 _I64 = ir.IntType(64)
@@ -30,12 +31,20 @@ WIDE_REGISTERS = bool(binding.get_host_cpu_features().get("avx512f", False))
 """Whether 16 floats fit one register, of which there are 32."""
 
 ROWS_MAX = 12 if WIDE_REGISTERS else 6
-"""Most rows of one tile."""
+"""Most rows of one call."""
 
-PAIR_COLUMNS = 32
-"""Columns of a pair of panels."""
+PAIR_COLUMNS = 2 * LANES
+"""Columns of `multiply_packed`."""
+
+WIDE_COLUMNS = 4 * LANES
+"""Columns of `multiply_wide`."""
 
 _ACCUMULATORS = 24 if WIDE_REGISTERS else 6  # vectors of 16 floats that stay in registers
+
+_PREFETCH_BYTES = 8192
+"""How far ahead weights are asked for. Measured on Zen 4 from memory at 8 rows: 21 GB/s without, 25 with."""
+
+_PREFETCH_ROWS = 5  # below, loads alone keep memory busy and prefetching cost up to a tenth
 
 
 def _offset(builder: ir.IRBuilder, base: ir.Value, byte_count: ir.Value | int) -> ir.Value:
@@ -43,112 +52,108 @@ def _offset(builder: ir.IRBuilder, base: ir.Value, byte_count: ir.Value | int) -
     return builder.gep(base, [amount], source_etype=_BYTE)
 
 
-class _Operands:
-    """Where a tile's numbers lie: rows of A and panels of B, advanced together along k."""
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """One register block: ``rows`` of A times ``vectors`` of B, advanced together along k.
 
-    def __init__(self, builder: ir.IRBuilder, rows: int, panels: int, row_bytes: ir.Value | None, args: Any) -> None:
-        a, b, panel_bytes, self.b_step = args
-        self.builder, self.rows, self.panels = builder, rows, panels
-        self.a_step = FLOAT_BYTES if row_bytes is not None else rows * FLOAT_BYTES
-        if row_bytes is not None:
-            self.a_starts = [_offset(builder, a, builder.mul(row_bytes, _I64(row))) for row in range(rows)]
-        else:
-            self.a_starts = [a]
-        self.b_starts = [_offset(builder, b, builder.mul(panel_bytes, _I64(panel))) for panel in range(panels)]
+    ``a_row_bytes`` is None where A is packed, [k][rows]. ``b_row_bytes`` leads from one k to the next.
+    """
 
-    @property
-    def starts(self) -> list[ir.Value]:
-        return [*self.a_starts, *self.b_starts]
+    builder: ir.IRBuilder
+    rows: int
+    vectors: int
+    a_row_bytes: ir.Value | None
+    b_row_bytes: ir.Value
+    prefetches: bool
+
+    def starts(self, a: ir.Value, b: ir.Value) -> list[ir.Value]:
+        """The pointers that move along k: one or every row of A, and B."""
+        if self.a_row_bytes is None:
+            return [a, b]
+        offsets = [self.builder.mul(self.a_row_bytes, _I64(row)) for row in range(self.rows)]
+        return [*(_offset(self.builder, a, offset) for offset in offsets), b]
 
     def multiply_add(self, cursors: list[ir.Value], sums: list[ir.Value], k: int) -> list[ir.Value]:
-        """One step of k, ``k`` steps beyond the cursors."""
+        """The sums after step ``k`` beyond the cursors."""
         builder = self.builder
-        a, b = cursors[: len(self.a_starts)], cursors[len(self.a_starts) :]
-        steps = builder.mul(self.b_step, _I64(k))
-        columns = [builder.load(_offset(builder, panel, steps), typ=VECTOR, align=FLOAT_BYTES) for panel in b]
-        new = list(sums)
+        b = _offset(builder, cursors[-1], builder.mul(self.b_row_bytes, _I64(k)))
+        places = [_offset(builder, b, vector * LANES_BYTES) for vector in range(self.vectors)]
+        if self.prefetches:
+            for place in places:
+                emit_prefetch(builder, _offset(builder, place, _PREFETCH_BYTES))
+        columns = [builder.load(place, typ=VECTOR, align=FLOAT_BYTES) for place in places]
+        new: list[ir.Value] = []
         for row in range(self.rows):
-            if len(a) == self.rows:
-                place = _offset(builder, a[row], k * FLOAT_BYTES)
-            else:
-                place = _offset(builder, a[0], (k * self.rows + row) * FLOAT_BYTES)
+            packed = self.a_row_bytes is None
+            place = (
+                _offset(builder, cursors[0], (k * self.rows + row) * FLOAT_BYTES)
+                if packed
+                else _offset(builder, cursors[row], k * FLOAT_BYTES)
+            )
             value = broadcast(builder, builder.load(place, typ=_FLOAT, align=FLOAT_BYTES))
-            for panel in range(self.panels):
-                index = row * self.panels + panel
-                new[index] = fused_multiply_add(builder, value, columns[panel], new[index])
+            mine = sums[row * self.vectors : (row + 1) * self.vectors]
+            new += [fused_multiply_add(builder, value, *pair) for pair in zip(columns, mine, strict=True)]
         return new
 
     def advance(self, cursors: list[ir.Value], k: int) -> list[ir.Value]:
         """The cursors ``k`` steps on."""
-        ahead = [_offset(self.builder, cursor, self.a_step * k) for cursor in cursors[: len(self.a_starts)]]
-        b_steps = self.builder.mul(self.b_step, _I64(k))
-        return ahead + [_offset(self.builder, cursor, b_steps) for cursor in cursors[len(self.a_starts) :]]
+        a_step = FLOAT_BYTES * k * (self.rows if self.a_row_bytes is None else 1)
+        b_step = self.builder.mul(self.b_row_bytes, _I64(k))
+        return [*(_offset(self.builder, a, a_step) for a in cursors[:-1]), _offset(self.builder, cursors[-1], b_step)]
+
+    def loop(
+        self, count: ir.Value, unroll: int, cursors: list[ir.Value], sums: list[ir.Value]
+    ) -> tuple[list[ir.Value], list[ir.Value]]:
+        """``count`` turns of ``unroll`` steps; gives the cursors and sums after them."""
+        builder = self.builder
+        before = builder.block
+        body, after = builder.append_basic_block("k.loop"), builder.append_basic_block("k.done")
+        builder.cbranch(builder.icmp_signed(">", count, _I64(0)), body, after)
+        builder.position_at_end(body)
+        turn = builder.phi(_I64)
+        carried = [builder.phi(value.type) for value in cursors + sums]
+        inner_cursors, inner_sums = list(carried[: len(cursors)]), list(carried[len(cursors) :])
+        for step in range(unroll):
+            inner_sums = self.multiply_add(inner_cursors, inner_sums, step)
+        following = self.advance(inner_cursors, unroll) + inner_sums
+        next_turn = builder.add(turn, _I64(1))
+        builder.cbranch(builder.icmp_signed("<", next_turn, count), body, after)
+        turn.add_incoming(_I64(0), before)
+        turn.add_incoming(next_turn, body)
+        builder.position_at_end(after)
+        results = [builder.phi(value.type) for value in following]
+        for first, inside, result, value in zip(cursors + sums, carried, results, following, strict=True):
+            for phi in (inside, result):
+                phi.add_incoming(first, before)
+                phi.add_incoming(value, body)
+        return results[: len(cursors)], results[len(cursors) :]
+
+    def emit(self, a: ir.Value, b: ir.Value, c: ir.Value, c_row_bytes: ir.Value, k: ir.Value, fresh: ir.Value) -> None:
+        """The whole block: read C (or zero), run along k, write C."""
+        builder = self.builder
+        places = [
+            _offset(builder, _offset(builder, c, builder.mul(c_row_bytes, _I64(row))), vector * LANES_BYTES)
+            for row in range(self.rows)
+            for vector in range(self.vectors)
+        ]
+        zero = ir.Constant(VECTOR, [0.0] * LANES)
+        sums = [builder.select(fresh, zero, builder.load(p, typ=VECTOR, align=FLOAT_BYTES)) for p in places]
+        unroll = 4 if self.rows * self.vectors <= 12 else 2
+        cursors, sums = self.loop(builder.sdiv(k, _I64(unroll)), unroll, self.starts(a, b), sums)
+        _, sums = self.loop(builder.srem(k, _I64(unroll)), 1, cursors, sums)
+        for place, value in zip(places, sums, strict=True):
+            builder.store(value, place, align=FLOAT_BYTES)
 
 
-def _emit_loop(
-    operands: _Operands, count: ir.Value, unroll: int, cursors: list[ir.Value], sums: list[ir.Value]
-) -> tuple[list[ir.Value], list[ir.Value]]:
-    """``count`` turns of ``unroll`` steps each; gives the cursors and sums after them."""
-    builder = operands.builder
-    before = builder.block
-    loop, after = builder.append_basic_block("k.loop"), builder.append_basic_block("k.done")
-    builder.cbranch(builder.icmp_signed(">", count, _I64(0)), loop, after)
-
-    builder.position_at_end(loop)
-    turn = builder.phi(_I64)
-    carried = [builder.phi(value.type) for value in cursors + sums]
-    inner_cursors, inner_sums = list(carried[: len(cursors)]), list(carried[len(cursors) :])
-    for step in range(unroll):
-        inner_sums = operands.multiply_add(inner_cursors, inner_sums, step)
-    next_values = operands.advance(inner_cursors, unroll) + inner_sums
-    next_turn = builder.add(turn, _I64(1))
-    end = builder.block
-    builder.cbranch(builder.icmp_signed("<", next_turn, count), loop, after)
-    turn.add_incoming(_I64(0), before)
-    turn.add_incoming(next_turn, end)
-    for phi, first, following in zip(carried, cursors + sums, next_values, strict=True):
-        phi.add_incoming(first, before)
-        phi.add_incoming(following, end)
-
-    builder.position_at_end(after)
-    results = []
-    for first, following in zip(cursors + sums, next_values, strict=True):
-        phi = builder.phi(first.type)
-        phi.add_incoming(first, before)
-        phi.add_incoming(following, end)
-        results.append(phi)
-    return results[: len(cursors)], results[len(cursors) :]
-
-
-def _emit_block(
-    builder: ir.IRBuilder, rows: int, panels: int, row_bytes: ir.Value | None, args: Any, c: Any, k: ir.Value
-) -> None:
-    """The code for one register block. ``c`` is (address, row bytes, whether to start from zero)."""
-    c_start, c_row_bytes, fresh = c
-    operands = _Operands(builder, rows, panels, row_bytes, args)
-    places = [
-        _offset(builder, _offset(builder, c_start, builder.mul(c_row_bytes, _I64(row))), panel * LANES_BYTES)
-        for row in range(rows)
-        for panel in range(panels)
-    ]
-    zero = ir.Constant(VECTOR, [0.0] * 16)
-    sums = [builder.select(fresh, zero, builder.load(p, typ=VECTOR, align=FLOAT_BYTES)) for p in places]
-    unroll = 4 if rows * panels <= 12 else 2
-    turns, rest = builder.sdiv(k, _I64(unroll)), builder.srem(k, _I64(unroll))
-    cursors, sums = _emit_loop(operands, turns, unroll, operands.starts, sums)
-    _, sums = _emit_loop(operands, rest, 1, cursors, sums)
-    for place, value in zip(places, sums, strict=True):
-        builder.store(value, place, align=FLOAT_BYTES)
-
-
-def _emit_tile(module: ir.Module, name: str, *, panels: int, packed: bool) -> ir.Function:
-    """A function of ten integers, as `multiply_packed` and `multiply` describe them; one block of code per row count."""
-    function = function_of(module, ir.FunctionType(ir.VoidType(), [_I64] * 10), name)
+def _tile_function(module: ir.Module, vectors: int, *, packed: bool) -> ir.Function:
+    """A function (rows, a, a_row_bytes, b, b_row_bytes, c, c_row_bytes, k, fresh), with code for each number of rows."""
+    name = f"flexpipe_tile_{vectors}_{'packed' if packed else 'strided'}"
+    function = function_of(module, ir.FunctionType(ir.VoidType(), [_I64] * 9), name)
     if function.blocks:
         return function
     function.linkage = "linkonce_odr"
     function.attributes.add("noinline")
-    rows_value, a, a_row_bytes, b, panel_bytes, b_row_bytes, c, c_row_bytes, k, fresh = function.args
+    rows_value, a, a_row_bytes, b, b_row_bytes, c, c_row_bytes, k, fresh = function.args
     builder = ir.IRBuilder(function.append_basic_block("entry"))
     a_start, b_start, c_start = (pointer(builder, address) for address in (a, b, c))
     is_fresh = builder.icmp_signed("!=", fresh, _I64(0))
@@ -157,20 +162,20 @@ def _emit_tile(module: ir.Module, name: str, *, panels: int, packed: bool) -> ir
     for rows in range(1, ROWS_MAX + 1):
         builder.position_at_end(function.append_basic_block(f"rows{rows}"))
         switch.add_case(_I64(rows), builder.block)
-        together = panels if rows * panels <= _ACCUMULATORS else 1
-        for first in range(0, panels, together):
-            b_first = _offset(builder, b_start, builder.mul(panel_bytes, _I64(first)))
-            row_bytes, b_step = (None, _I64(LANES_BYTES)) if packed else (a_row_bytes, b_row_bytes)
-            c_first = (_offset(builder, c_start, first * LANES_BYTES), c_row_bytes, is_fresh)
-            _emit_block(builder, rows, together, row_bytes, (a_start, b_first, panel_bytes, b_step), c_first, k)
+        together = next(
+            width for width in (4, 2, 1) if width <= vectors and (rows * width <= _ACCUMULATORS or width == 1)
+        )
+        if packed:
+            block = _Block(builder, rows, together, None, _I64(vectors * LANES_BYTES), rows >= _PREFETCH_ROWS)
+        else:
+            block = _Block(builder, rows, together, a_row_bytes, b_row_bytes, prefetches=False)
+        for first in range(0, vectors, together):
+            b_first, c_first = (_offset(builder, start, first * LANES_BYTES) for start in (b_start, c_start))
+            block.emit(a_start, b_first, c_first, c_row_bytes, k, is_fresh)
         builder.branch(end)
     builder.position_at_end(end)
     builder.ret_void()
     return function
-
-
-_SEVEN = (types.int64,) * 7
-_NINE = (types.int64,) * 9
 
 
 @intrinsic
@@ -179,36 +184,48 @@ def multiply_packed(
     rows: Any,
     a: Any,
     b: Any,
-    panel_bytes: Any,
     c: Any,
     c_row_bytes: Any,
     k: Any,
 ) -> Any:
-    """C [rows, 32] = A [rows, k] times two panels of B [k, 16] that lie ``panel_bytes`` apart.
+    """C [rows, 32] = A [rows, k] B [k, 32], A packed as [k][rows], B dense; rows of C are ``c_row_bytes`` apart.
 
-    ``rows`` is 1 to `ROWS_MAX`; ``a`` is packed, [k][rows]; rows of C are ``c_row_bytes`` apart.
+    ``rows`` is 1 to `ROWS_MAX`.
     """
 
     def codegen(context: Any, builder: ir.IRBuilder, _signature: Any, args: Any) -> ir.Value:
-        function = _emit_tile(builder.module, "flexpipe_tile_packed", panels=2, packed=True)
-        count, a_, b_, panel, c_, c_row, steps = args
-        builder.call(function, [count, a_, _I64(0), b_, panel, _I64(0), c_, c_row, steps, _I64(1)])
+        count, a_, b_, c_, c_row, steps = args
+        zero = _I64(0)
+        function = _tile_function(builder.module, 2, packed=True)
+        builder.call(function, [count, a_, zero, b_, zero, c_, c_row, steps, _I64(1)])
         return context.get_dummy_value()
 
-    return types.void(*_SEVEN), codegen
+    return types.void(*[types.int64] * 6), codegen
 
 
-@intrinsic
-def multiply(
-    typingctx: Any, rows: Any, a: Any, a_row_bytes: Any, b: Any, b_row_bytes: Any,
-    c: Any, c_row_bytes: Any, k: Any, fresh: Any,
-) -> Any:  # fmt: skip
-    """C [rows, 16] = A [rows, k] B [k, 16], or += where ``fresh`` is 0. Rows of each lie their ``_row_bytes`` apart."""
+def _strided(vectors: int) -> Any:
+    """The intrinsic C [rows, 16 x vectors] = A [rows, k] B [k, 16 x vectors], or += where ``fresh`` is 0."""
 
-    def codegen(context: Any, builder: ir.IRBuilder, _signature: Any, args: Any) -> ir.Value:
-        function = _emit_tile(builder.module, "flexpipe_tile_strided", panels=1, packed=False)
-        count, a_, a_row, b_, b_row, c_, c_row, steps, is_fresh = args
-        builder.call(function, [count, a_, a_row, b_, _I64(0), b_row, c_, c_row, steps, is_fresh])
-        return context.get_dummy_value()
+    def multiply(
+        typingctx: Any,
+        rows: Any,
+        a: Any,
+        a_row_bytes: Any,
+        b: Any,
+        b_row_bytes: Any,
+        c: Any,
+        c_row_bytes: Any,
+        k: Any,
+        fresh: Any,
+    ) -> Any:
+        def codegen(context: Any, builder: ir.IRBuilder, _signature: Any, args: Any) -> ir.Value:
+            builder.call(_tile_function(builder.module, vectors, packed=False), args)
+            return context.get_dummy_value()
 
-    return types.void(*_NINE), codegen
+        return types.void(*[types.int64] * 9), codegen
+
+    return intrinsic(multiply)
+
+
+multiply = _strided(1)  # 16 columns; rows of each matrix lie their _row_bytes apart
+multiply_wide = _strided(4)  # 64 columns
