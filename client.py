@@ -1,0 +1,260 @@
+"""The SDK: `Client` and `AsyncClient` (under trio and asyncio alike) for a FlexPipe server.
+
+For what OpenAI's API has beyond one text per request (`n`, log-probabilities), use the `openai` package with
+``base_url=f"{url}/v1"``. Light: no torch, no numba, no server code.
+
+    with flexpipe.Client() as client:
+        for text in client.chat("Tell me a story.", stream=True, max_tokens=100):
+            print(text, end="", flush=True)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Literal, Self, Unpack, overload
+
+import httpx
+import msgspec
+
+from .client_errors import NotFoundError, error_of_answer
+from .client_messages import (
+    Completion,
+    GenerationOptions,
+    Message,
+    Model,
+    Readiness,
+    chat_body,
+    completion_body,
+    read_completion,
+    read_models,
+    read_readiness,
+)
+from .client_streams import AsyncTextStream, TextStream, connection_errors
+
+URL_DEFAULT = "http://127.0.0.1:8000"
+CONNECT_S_MAX = 5.0
+SILENCE_S_MAX = 600.0
+"""How long an answer, or the next part of a stream, may take: a queue and a long prompt come before the first token."""
+
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+
+
+class Client:
+    """A connection pool to one server. Thread-safe; a context manager.
+
+    Every method raises `FlexPipeError` (see `client_errors` for its kinds). ``model`` None means the served one.
+    """
+
+    def __init__(
+        self,
+        url: str = URL_DEFAULT,
+        *,
+        api_key: str | None = None,
+        model: str | None = None,
+        silence_s_max: float = SILENCE_S_MAX,
+    ) -> None:
+        self._http = httpx.Client(base_url=url, headers=_headers(api_key), timeout=_timeout(silence_s_max))
+        self._model = model
+
+    @overload
+    def chat(
+        self, messages: str | Sequence[Message], *, stream: Literal[False] = ..., **options: Unpack[GenerationOptions]
+    ) -> Completion: ...
+
+    @overload
+    def chat(
+        self, messages: str | Sequence[Message], *, stream: Literal[True], **options: Unpack[GenerationOptions]
+    ) -> TextStream: ...
+
+    def chat(
+        self, messages: str | Sequence[Message], *, stream: bool = False, **options: Unpack[GenerationOptions]
+    ) -> Completion | TextStream:
+        """Answer a conversation (a text alone is one message of the user)."""
+        body = chat_body(self._served_model(), messages, options, stream=stream)
+        return self._stream(CHAT, body) if stream else read_completion(self._post(CHAT, body))
+
+    @overload
+    def complete(
+        self, prompt: str | Sequence[int], *, stream: Literal[False] = ..., **options: Unpack[GenerationOptions]
+    ) -> Completion: ...
+
+    @overload
+    def complete(
+        self, prompt: str | Sequence[int], *, stream: Literal[True], **options: Unpack[GenerationOptions]
+    ) -> TextStream: ...
+
+    def complete(
+        self, prompt: str | Sequence[int], *, stream: bool = False, **options: Unpack[GenerationOptions]
+    ) -> Completion | TextStream:
+        """Continue a text or token ids, without a chat template."""
+        body = completion_body(self._served_model(), prompt, options, stream=stream)
+        return self._stream(COMPLETIONS, body) if stream else read_completion(self._post(COMPLETIONS, body))
+
+    def models(self) -> list[Model]:
+        """The served models."""
+        return read_models(self._get("/v1/models"))
+
+    def status(self) -> dict[str, Any]:
+        """What `flexpipe ps --json` shows: stages, epoch, queue lengths."""
+        return msgspec.json.decode(self._get("/flexpipe/v1/status"), type=dict[str, Any])
+
+    def ready(self) -> Readiness:
+        """Whether the server can serve now. Raises `ConnectionFailedError` where there is none."""
+        with connection_errors():
+            return read_readiness(_readable(self._http.get("/ready"), also=503))
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _served_model(self) -> str:
+        if self._model is None:
+            self._model = _first(self.models())
+        return self._model
+
+    def _get(self, path: str) -> bytes:
+        with connection_errors():
+            return _readable(self._http.get(path))
+
+    def _post(self, path: str, body: bytes) -> bytes:
+        with connection_errors():
+            return _readable(self._http.post(path, content=body))
+
+    def _stream(self, path: str, body: bytes) -> TextStream:
+        with connection_errors():
+            response = self._http.send(self._http.build_request("POST", path, content=body), stream=True)
+            if not response.is_success:
+                response.read()
+                response.close()
+                _readable(response)
+        return TextStream(response)
+
+
+class AsyncClient:
+    """`Client` for trio and asyncio; an asynchronous context manager."""
+
+    def __init__(
+        self,
+        url: str = URL_DEFAULT,
+        *,
+        api_key: str | None = None,
+        model: str | None = None,
+        silence_s_max: float = SILENCE_S_MAX,
+    ) -> None:
+        self._http = httpx.AsyncClient(base_url=url, headers=_headers(api_key), timeout=_timeout(silence_s_max))
+        self._model = model
+
+    @overload
+    async def chat(
+        self, messages: str | Sequence[Message], *, stream: Literal[False] = ..., **options: Unpack[GenerationOptions]
+    ) -> Completion: ...
+
+    @overload
+    async def chat(
+        self, messages: str | Sequence[Message], *, stream: Literal[True], **options: Unpack[GenerationOptions]
+    ) -> AsyncTextStream: ...
+
+    async def chat(
+        self, messages: str | Sequence[Message], *, stream: bool = False, **options: Unpack[GenerationOptions]
+    ) -> Completion | AsyncTextStream:
+        """Answer a conversation (a text alone is one message of the user)."""
+        body = chat_body(await self._served_model(), messages, options, stream=stream)
+        return await self._stream(CHAT, body) if stream else read_completion(await self._post(CHAT, body))
+
+    @overload
+    async def complete(
+        self, prompt: str | Sequence[int], *, stream: Literal[False] = ..., **options: Unpack[GenerationOptions]
+    ) -> Completion: ...
+
+    @overload
+    async def complete(
+        self, prompt: str | Sequence[int], *, stream: Literal[True], **options: Unpack[GenerationOptions]
+    ) -> AsyncTextStream: ...
+
+    async def complete(
+        self, prompt: str | Sequence[int], *, stream: bool = False, **options: Unpack[GenerationOptions]
+    ) -> Completion | AsyncTextStream:
+        """Continue a text or token ids, without a chat template."""
+        body = completion_body(await self._served_model(), prompt, options, stream=stream)
+        return await self._stream(COMPLETIONS, body) if stream else read_completion(await self._post(COMPLETIONS, body))
+
+    async def models(self) -> list[Model]:
+        """The served models."""
+        return read_models(await self._get("/v1/models"))
+
+    async def status(self) -> dict[str, Any]:
+        """What `flexpipe ps --json` shows: stages, epoch, queue lengths."""
+        return msgspec.json.decode(await self._get("/flexpipe/v1/status"), type=dict[str, Any])
+
+    async def ready(self) -> Readiness:
+        """Whether the server can serve now. Raises `ConnectionFailedError` where there is none."""
+        with connection_errors():
+            return read_readiness(_readable(await self._http.get("/ready"), also=503))
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        await self._http.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def _served_model(self) -> str:
+        if self._model is None:
+            self._model = _first(await self.models())
+        return self._model
+
+    async def _get(self, path: str) -> bytes:
+        with connection_errors():
+            return _readable(await self._http.get(path))
+
+    async def _post(self, path: str, body: bytes) -> bytes:
+        with connection_errors():
+            return _readable(await self._http.post(path, content=body))
+
+    async def _stream(self, path: str, body: bytes) -> AsyncTextStream:
+        with connection_errors():
+            response = await self._http.send(self._http.build_request("POST", path, content=body), stream=True)
+            if not response.is_success:
+                await response.aread()
+                await response.aclose()
+                _readable(response)
+        return AsyncTextStream(response)
+
+
+def _headers(api_key: str | None) -> dict[str, str]:
+    headers = {"Content-Type": "application/json"}
+    return headers if api_key is None else {**headers, "Authorization": f"Bearer {api_key}"}
+
+
+def _timeout(silence_s_max: float) -> httpx.Timeout:
+    return httpx.Timeout(silence_s_max, connect=CONNECT_S_MAX)
+
+
+def _readable(response: httpx.Response, also: int | None = None) -> bytes:
+    """The body of a successful answer, or of one with the status ``also``; else the answer's error is raised."""
+    if response.is_success or response.status_code == also:
+        return response.content
+    headers = response.headers
+    raise error_of_answer(
+        response.status_code, response.content, headers.get("retry-after"), headers.get("x-request-id")
+    )
+
+
+def _first(models: Sequence[Model]) -> str:
+    if not models:
+        raise NotFoundError("The server serves no model.")
+    return models[0].id
