@@ -22,18 +22,29 @@ class PeerLostError(TransportError):
     """The other end is gone: closed, dead, or silent for longer than the liveness limit."""
 
 
+class LinkClosedError(TransportError):
+    """This end was closed by its own side (`Link.aclose`, or the end of its transport)."""
+
+
 class FrameError(TransportError):
-    """The peer sent something that is not a valid frame; the sentence says what was wrong with it."""
+    """A frame or message is not valid, or over its limit; the sentence says what was wrong with it."""
 
 
 @dataclass(frozen=True, slots=True)
 class LinkLimits:
-    """Bounds of one link. ``credit_messages`` is how many messages may be under way before `Link.send` waits."""
+    """Bounds of one link. ``credit_messages`` is how many messages may be under way before `Link.send` waits.
+
+    The two ends may differ: the smaller ``credit_messages`` and ``message_bytes_max`` hold for both directions. An end that has
+    heard nothing for ``silence_s_max`` calls its peer lost, so it must be at least twice the peer's ``heartbeat_interval_s``.
+    """
 
     credit_messages: int = 64
     message_bytes_max: int = 64 * 1024 * 1024
     heartbeat_interval_s: float = 0.25
     silence_s_max: float = 1.5
+
+
+DEFAULT_LINK_LIMITS = LinkLimits()
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +70,18 @@ class Link(Protocol):
     async def send(self, parts: Sequence[Buffer]) -> None:
         """Send one message of several parts, whole or not at all. Waits while out of credit; a checkpoint.
 
-        Raises `PeerLostError` once the peer is known to be gone, `FrameError` where the message is over its limit.
+        Also waits until the peer has come at all: nothing is ever queued towards nobody. Large parts are not copied, so a
+        part must not be written to after it was sent. Raises `PeerLostError` once the peer is known to be gone,
+        `FrameError` where the message is over its limit (nothing was sent, the link lives on), `LinkClosedError` after `aclose`.
         """
         ...
 
     async def receive(self) -> list[memoryview]:
-        """The next message's parts, in order. Raises `PeerLostError` after the last message of a lost peer."""
+        """The next message's parts, in order. A peer that has not come yet is waited for, not lost.
+
+        Raises after the last message that arrived: `PeerLostError` where the peer closed, died or fell silent, `FrameError`
+        where it sent garbage (it is lost then, too), `LinkClosedError` after `aclose`.
+        """
         ...
 
     def statistics(self) -> LinkStatistics:
@@ -79,10 +96,10 @@ class Link(Protocol):
 class Transport(Protocol):
     """Makes links by address. An async context manager owns their background tasks."""
 
-    async def bind(self, address: str, *, name: str, limits: LinkLimits = ...) -> Link:
+    async def bind(self, address: str, *, name: str, limits: LinkLimits = DEFAULT_LINK_LIMITS) -> Link:
         """Be the binding end at ``address`` ("ipc:///run/dir/x", "tcp://127.0.0.1:7700"); returns before a peer came."""
         ...
 
-    async def connect(self, address: str, *, name: str, limits: LinkLimits = ...) -> Link:
+    async def connect(self, address: str, *, name: str, limits: LinkLimits = DEFAULT_LINK_LIMITS) -> Link:
         """Be the connecting end; returns before the other end exists."""
         ...

@@ -1,0 +1,249 @@
+"""Links inside one process, over a network whose faults come from one seed. Production code: the simulator runs the actors on it.
+
+A link is reliable until lost, so the faults are those that a real connection lets through: *delay* (random, order kept), *loss*
+on the way below (a retransmission later, like TCP's: it shows as delay), a *cut* (frames stand still; heal it in time and they
+arrive late, else silence ends the link), a *crash* of a process (its connections end without a goodbye, after what was under
+way), and *corruption* (the next frame is damaged, the receiver's link ends in `FrameError`). Protocol and waiting are the ones
+real links use (`link_machine`, `link`); time is trio's, so a mock clock makes it virtual. Each direction of each link draws from
+its own generator, seeded by the network's seed and the link's address, so one link's traffic does not change another's luck.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter, deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import trio
+
+from .address import AddressError, MemoryAddress, parse_address
+from .interface import DEFAULT_LINK_LIMITS, LinkLimits
+from .link import WireEvent, WireLink
+from .link_machine import LinkMachine, Segments
+
+NEVER = float("inf")
+
+
+@dataclass(frozen=True, slots=True)
+class Weather:
+    """What happens to frames under way. A frame takes a uniform delay, plus ``retransmit_s`` for each time it is lost."""
+
+    delay_s_min: float = 0.0
+    delay_s_max: float = 0.0
+    loss_probability: float = 0.0
+    retransmit_s: float = 0.2
+
+    def __post_init__(self) -> None:
+        if not (
+            0 <= self.delay_s_min <= self.delay_s_max and 0 <= self.loss_probability < 1 and self.retransmit_s >= 0
+        ):
+            raise ValueError(f"impossible weather: {self}")
+
+    def draw_delay_s(self, generator: random.Random) -> float:
+        """How long the next frame is under way."""
+        delay_s = generator.uniform(self.delay_s_min, self.delay_s_max)
+        while generator.random() < self.loss_probability:
+            delay_s += self.retransmit_s
+        return delay_s
+
+
+class MemoryNetwork:
+    """The meeting place of all `MemoryTransport`s that can reach each other, and the hand that does them harm."""
+
+    def __init__(self, seed: int, weather: Weather = Weather()) -> None:
+        self.weather = weather
+        self._seed = seed
+        self._cuts: set[tuple[str, str]] = set()
+        self._wires: dict[str, list[MemoryWire]] = {}
+        self._waiting: dict[tuple[str, str], MemoryWire] = {}
+        self._made: Counter[tuple[str, str]] = Counter()
+
+    @asynccontextmanager
+    async def open(self, process: str) -> AsyncIterator[MemoryTransport]:
+        """A transport for one simulated process; leaving it closes its links, with goodbyes unless it crashed."""
+        async with trio.open_nursery() as nursery:
+            try:
+                yield MemoryTransport(self, process, nursery)
+            finally:
+                nursery.cancel_scope.cancel()
+
+    def cut(self, source: str, target: str) -> None:
+        """Stop frames from one process to another, in that direction, those under way included."""
+        self._cuts.add((source, target))
+
+    def heal(self, source: str, target: str) -> None:
+        """Undo `cut`; what stood still arrives now."""
+        self._cuts.discard((source, target))
+        for wire in self._wires.get(target, []):
+            wire.arrivals.unpark_all()
+
+    def crash(self, process: str) -> None:
+        """End a process's connections as kill -9 would. The caller cancels the tasks that played it."""
+        for wire in list(self._wires.get(process, [])):
+            wire.hang_up()
+
+    def corrupt_next(self, source: str, target: str) -> None:
+        """Damage the next frame that each link from one process to another carries."""
+        for wire in self._wires.get(source, []):
+            if wire.peer is not None and wire.peer.process == target:
+                wire.corrupts_next = True
+
+    def is_cut(self, source: str, target: str) -> bool:
+        """Whether frames from one process to another stand still."""
+        return (source, target) in self._cuts
+
+    def make_wire(self, process: str, address: MemoryAddress, role: str) -> tuple[MemoryWire, int]:
+        """A new end and its session number; the two roles at one address meet. Raises `AddressError` for a second of one role."""
+        place = (address.name, role)
+        if place in self._waiting:
+            raise AddressError(f"{address} already has an end to {role}: close that link first, or use another name")
+        self._made[place] += 1
+        generator = random.Random(f"{self._seed}/{address.name}/{role}/{self._made[place]}")  # noqa: S311 - reproducible on purpose
+        session = generator.getrandbits(64)
+        wire = MemoryWire(self, process, generator)
+        self._wires.setdefault(process, []).append(wire)
+        other = self._waiting.pop((address.name, "connect" if role == "bind" else "bind"), None)
+        if other is None:
+            self._waiting[place] = wire
+        else:
+            wire.meet(other)
+        return wire, session
+
+    def forget(self, wire: MemoryWire) -> None:
+        """A wire has ended."""
+        self._wires[wire.process].remove(wire)
+        self._waiting = {place: waiting for place, waiting in self._waiting.items() if waiting is not wire}
+
+
+class MemoryWire:
+    """One end of a `Wire` in memory: a queue of frames, each with the time it arrives."""
+
+    def __init__(self, network: MemoryNetwork, process: str, generator: random.Random) -> None:
+        self.process = process
+        self.peer: MemoryWire | None = None
+        self.corrupts_next = False
+        self.arrivals = trio.lowlevel.ParkingLot()
+        self._network = network
+        self._generator = generator
+        self._under_way: deque[tuple[float, list[memoryview]]] = deque()
+        self._last_arrival_at = 0.0
+        self._peer_process = ""
+        self._met = False
+        self._ends_at = NEVER
+        self._closed = False
+
+    def meet(self, other: MemoryWire) -> None:
+        """Join two ends."""
+        for wire, peer in ((self, other), (other, self)):
+            wire.peer = peer
+            wire._peer_process = peer.process  # noqa: SLF001 - the other end, of the same class
+            wire._met = True  # noqa: SLF001
+            wire.arrivals.unpark_all()
+
+    def send_nowait(self, segments: Segments) -> bool:
+        """See `Wire`. Copies, as a process boundary would."""
+        peer = self.peer
+        if peer is None or self._closed:
+            return False
+        copies = [bytes(segment) for segment in segments]
+        if self.corrupts_next:
+            self.corrupts_next = False
+            copies[0] = bytes([copies[0][0] ^ 0xFF]) + copies[0][1:]
+        peer.arrive(self._delay_s(), [memoryview(copy) for copy in copies])
+        return True
+
+    def arrive(self, delay_s: float, segments: list[memoryview]) -> None:
+        """A frame set out towards this end; it arrives after ``delay_s``, never before an earlier one."""
+        self._last_arrival_at = max(self._last_arrival_at, trio.current_time() + delay_s)
+        self._under_way.append((self._last_arrival_at, segments))
+        self.arrivals.unpark_all()
+
+    def receive_nowait(self) -> list[memoryview] | None:
+        """See `Wire`."""
+        if trio.current_time() < self._next_arrival_at():
+            return None
+        return self._under_way.popleft()[1]
+
+    async def wait_receivable(self) -> None:
+        """See `Wire`."""
+        await self._sleep_until(self._next_arrival_at())
+
+    async def next_event(self) -> WireEvent:
+        """See `Wire`."""
+        while True:
+            if self._met:
+                self._met = False
+                await trio.lowlevel.cancel_shielded_checkpoint()
+                return WireEvent.CONNECTED
+            if trio.current_time() >= self._end_noticed_at():
+                self._ends_at = NEVER
+                await trio.lowlevel.cancel_shielded_checkpoint()
+                return WireEvent.DISCONNECTED
+            await self._sleep_until(self._end_noticed_at())
+
+    def settle(self) -> None:
+        """See `Wire`. Ends that met are joined to nobody else anyway."""
+
+    async def aclose(self, *, flush: bool) -> None:  # noqa: ARG002 - what was sent is under way already
+        """See `Wire`."""
+        if not self._closed:
+            self.hang_up()
+        await trio.lowlevel.checkpoint()
+
+    def hang_up(self) -> None:
+        """End the connection; the peer notices after what is under way."""
+        self._closed = True
+        self._network.forget(self)
+        if self.peer is not None:
+            self.peer._hear_the_end(self._delay_s())  # noqa: SLF001 - the other end, of the same class
+
+    def _hear_the_end(self, delay_s: float) -> None:
+        self._ends_at = max(self._last_arrival_at, trio.current_time() + delay_s)
+        self.peer = None
+        self.arrivals.unpark_all()
+
+    def _delay_s(self) -> float:
+        return self._network.weather.draw_delay_s(self._generator)
+
+    def _next_arrival_at(self) -> float:
+        return self._under_way[0][0] if self._under_way and not self._is_cut_off() else NEVER
+
+    def _end_noticed_at(self) -> float:
+        return NEVER if self._is_cut_off() else self._ends_at
+
+    def _is_cut_off(self) -> bool:
+        return self._network.is_cut(self._peer_process, self.process)
+
+    async def _sleep_until(self, when: float) -> None:
+        with trio.move_on_at(when):
+            await self.arrivals.park()
+
+
+class MemoryTransport:
+    """The `Transport` of one simulated process of a `MemoryNetwork`. Addresses are "memory://name"."""
+
+    def __init__(self, network: MemoryNetwork, process: str, nursery: trio.Nursery) -> None:
+        self._network = network
+        self._process = process
+        self._nursery = nursery
+
+    async def bind(self, address: str, *, name: str, limits: LinkLimits = DEFAULT_LINK_LIMITS) -> WireLink:
+        """See `Transport.bind`. Raises `AddressError` where another end waits there already."""
+        return await self._start(address, "bind", name, limits)
+
+    async def connect(self, address: str, *, name: str, limits: LinkLimits = DEFAULT_LINK_LIMITS) -> WireLink:
+        """See `Transport.connect`. Raises `AddressError` where another end waits there already."""
+        return await self._start(address, "connect", name, limits)
+
+    async def _start(self, address: str, role: str, name: str, limits: LinkLimits) -> WireLink:
+        parsed = parse_address(address)
+        if not isinstance(parsed, MemoryAddress):
+            raise AddressError(f"{address} leads out of this process: here only memory://name can be reached")
+        wire, session = self._network.make_wire(self._process, parsed, role)
+        link = WireLink(name, LinkMachine(name, limits, session, trio.current_time()), wire)
+        self._nursery.start_soon(link.tend, name=f"tend {name}")
+        # Shielded: a cancel here would leave the caller without the link that is already running.
+        await trio.lowlevel.cancel_shielded_checkpoint()
+        return link
