@@ -12,10 +12,26 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .cache_folder import cache_folder
-from .model_folder import ModelError
+from .model_folder import BrokenCheckpointError, ModelError, ModelFolder, open_model_folder
 
 CONVERSION_VERSION = 1
 """Bumped when the same source gives other bytes; folders made by another version are not used."""
+
+
+def converted_model(name: str, build: Callable[[Path], None]) -> ModelFolder:
+    """The converted model called ``name``, made by ``build`` where it is missing or has been damaged since.
+
+    Raises what ``build`` raises, and `ModelError` where the disk refuses.
+    """
+    folder = cache_folder("models", f"v{CONVERSION_VERSION}") / name
+    build_once(folder, build)
+    try:
+        return open_model_folder(folder)
+    except BrokenCheckpointError:  # bytes lost after the conversion, by a power cut or by hand: make it again
+        with _locked(_lock_of(folder)):
+            shutil.rmtree(folder)
+    build_once(folder, build)
+    return open_model_folder(folder)
 
 
 def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
@@ -28,7 +44,7 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
     if folder.is_dir():
         return folder
     try:
-        with _locked(folder.with_name(f"{folder.name}.lock")):
+        with _locked(_lock_of(folder)):
             if not folder.is_dir():
                 _build(folder, build)
     except OSError as error:
@@ -36,9 +52,8 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
     return folder
 
 
-def converted_folder(name: str) -> Path:
-    """Where the converted model called ``name`` belongs, whether or not it is there yet."""
-    return cache_folder("models", f"v{CONVERSION_VERSION}") / name
+def _lock_of(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.lock")
 
 
 @contextmanager

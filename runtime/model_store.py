@@ -1,7 +1,7 @@
 """From what a user calls a model to a checked folder on this disk.
 
-Owns the order in which a name is understood (short name, folder, GGUF file, hub id).
-Draws no progress and knows nothing of what is inside of the tensors.
+Owns the order in which a name is understood (short name, folder, GGUF file, hub id). Draws no progress and knows
+nothing of what is inside the tensors.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import re
 from pathlib import Path
 
 from .gguf_import import import_gguf
-from .model_cache import build_once, converted_folder
+from .model_cache import converted_model
 from .model_folder import ModelError, ModelFolder, ModelNotFoundError, Report, first_line, open_model_folder, silent
 from .pull import KNOWN_MODELS, pull
 
 HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt")
-HUB_FILES_IGNORED = ("original/*", "onnx/*", "*/*")
+HUB_FILES_IGNORED = ("*/*", "consolidated*")
 HUB_CONFIG_FILES = ("config.json", "generation_config.json")
 
 _HUB_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
@@ -55,14 +55,18 @@ def _from_file(path: Path, report: Report, dtype: str) -> ModelFolder:
     facts = path.stat()
     # A path with its size and change time stands for the content: hashing 40 GB before every start would take a minute.
     key = hashlib.sha256(f"{path}\0{facts.st_size}\0{facts.st_mtime_ns}\0{dtype}".encode()).hexdigest()[:16]
-    folder = converted_folder(f"{path.stem}-{key}")
-    build_once(folder, lambda partial: import_gguf(path, partial, report=report, dtype=dtype))
-    return open_model_folder(folder)
+    return converted_model(f"{path.stem}-{key}", lambda partial: import_gguf(path, partial, report=report, dtype=dtype))
 
 
 def _from_hub(model: str, *, need_weights: bool, report: Report) -> ModelFolder:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     report("download", 0, 0)
     patterns = HUB_FILES if need_weights else HUB_CONFIG_FILES
@@ -72,7 +76,7 @@ def _from_hub(model: str, *, need_weights: bool, report: Report) -> ModelFolder:
         raise HubError(
             f"the hub gives {model!r} only to users who accepted its terms; accept them and set HF_TOKEN"
         ) from error
-    except RepositoryNotFoundError as error:
+    except (RepositoryNotFoundError, HFValidationError) as error:
         raise ModelNotFoundError(
             f"the hub knows no model {model!r}; check the spelling, or set HF_TOKEN if it is private"
         ) from error

