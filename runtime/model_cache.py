@@ -23,7 +23,7 @@ def converted_model(name: str, build: Callable[[Path], None]) -> ModelFolder:
 
     Raises what ``build`` raises, and `ModelError` where the disk refuses.
     """
-    folder = cache_folder("models", f"v{CONVERSION_VERSION}") / name
+    folder = converted_folder(name)
     build_once(folder, build)
     try:
         return open_model_folder(folder)
@@ -50,6 +50,11 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
     except OSError as error:
         raise ModelError(f"cannot write {folder} ({error}); free space there or set FLEXPIPE_CACHE") from error
     return folder
+
+
+def converted_folder(name: str) -> Path:
+    """Where the converted model called ``name`` belongs, whether or not it is there yet."""
+    return cache_folder("models", f"v{CONVERSION_VERSION}") / name
 
 
 def _lock_of(folder: Path) -> Path:
