@@ -21,7 +21,7 @@ import platformdirs
 import trio
 
 from .actors.config import ServeConfig, parse_size
-from .actors.devices import StageDevice, assign, default_devices, parse_devices
+from .actors.devices import StageDevice
 from .actors.event_log import EventLog
 from .actors.gateway import GatewayConfig, make_app
 from .actors.gateway import serve as serve_app
@@ -32,50 +32,15 @@ from .actors.scheduler_machine import SchedulerLimits
 from .actors.supervisor import Supervisor
 from .actors.supervisor_machine import PipelineSpec, PipelineState, StagePlan, SupervisorLimits, SupervisorMachine
 from .policies.batching import BatchLimits
+from .preparation import PreparedModel
 from .runtime.interface import BLOCK_TOKENS
-from .runtime.model_folder import ModelError, Report, silent
-from .runtime.model_store import resolve
-from .runtime.planning import Plan, make_plan
-from .runtime.program import Program, load_program
 from .runtime.text_stream import TextStream
-from .runtime.tokenizer import HfTokenizer
 from .transport.zmq_link import ZmqTransport
 
 LOG_FOLDERS_KEPT = 20
 """Log folders of earlier runs that stay in the state folder; older ones are removed."""
 KV_MEMORY_SHARE = 0.1
 """Share of the host's memory that the KV pages of all stages may take by default; they are touched only when used."""
-
-
-@dataclass(frozen=True, slots=True)
-class PreparedModel:
-    """A model that can be served: on disk, captured, cut into stages, and its devices chosen."""
-
-    name: str
-    folder: Path
-    program: Program
-    program_file: Path
-    plan: Plan
-    devices: tuple[StageDevice, ...]
-    tokenizer: HfTokenizer
-
-
-def prepare(model: str, config: ServeConfig, report: Report = silent) -> PreparedModel:
-    """Fetch, convert, capture and plan ``model``. Raises `ModelError`, `PartitionError`, `DeviceError`, each one sentence."""
-    folder = resolve(model, report=report)
-    program_path = captured(folder.path, report)
-    program = load_program(program_path)
-    plan = make_plan(program, stages=config.stages, partition=config.partition)
-    devices = parse_devices(config.devices) if config.devices else default_devices(len(plan.stages))
-    return PreparedModel(
-        name=Path(model).name or model,
-        folder=folder.path,
-        program=program,
-        program_file=program_path,
-        plan=plan,
-        devices=assign(devices, len(plan.stages), config.threads),
-        tokenizer=HfTokenizer(folder.path),
-    )
 
 
 class ProcessLauncher:
@@ -238,25 +203,6 @@ class _Daemon:
         )
         self._http_ended.set()
         self._supervisor.stop()
-
-
-def captured(folder: Path, report: Report = silent) -> Path:
-    """The file of the model's program, captured in a child process where it is not cached, so that torch stays out of this one."""
-    from .runtime.capture import program_file
-
-    file = program_file(folder)
-    if not file.exists():
-        report("capture", 0, 0)
-        child = subprocess.run(  # noqa: S603 - our own interpreter and module, no shell
-            [sys.executable, "-m", "flexpipe.runtime.capture", str(folder), str(file)],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if child.returncode != 0:
-            lines = child.stderr.strip().splitlines() or [f"capturing {folder} ended with {child.returncode}"]
-            raise ModelError(lines[-1])
-    return file
 
 
 def _scheduler_limits(config: ServeConfig) -> SchedulerLimits:

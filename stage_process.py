@@ -7,13 +7,12 @@ that, and leaves signals from the terminal to it.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import os
+import select
 import signal
 import sys
+import threading
 from pathlib import Path
-
-_PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
@@ -37,9 +36,21 @@ def main() -> None:
 
 
 def _die_with(daemon_pid: int) -> None:
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != daemon_pid:  # it died before the call above took effect
+    """End this process at once when the daemon's ends.
+
+    Not PR_SET_PDEATHSIG: that fires when the *thread* that started us ends, and trio starts processes from a thread that it
+    lets go after ten idle seconds.
+    """
+    try:
+        daemon = os.pidfd_open(daemon_pid)
+    except ProcessLookupError:
         sys.exit(1)
+    threading.Thread(target=_end_after, args=(daemon,), name="daemon watch", daemon=True).start()
+
+
+def _end_after(process: int) -> None:
+    select.select([process], [], [])
+    os._exit(1)
 
 
 def _live(stage: int, control_address: str, log_file: Path) -> int:

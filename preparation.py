@@ -1,0 +1,94 @@
+"""Everything that happens to a model before it is served: fetched, captured, cut into stages, given devices.
+
+A composition root like `daemon`, and as light: what needs torch runs in a child process.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from .actors.config import ServeConfig
+from .actors.devices import StageDevice, assign, default_devices, parse_devices
+from .runtime.capture import program_file
+from .runtime.costs import StepLoad
+from .runtime.device_rates import cpu_rates
+from .runtime.model_folder import ModelError, Report, silent
+from .runtime.model_store import resolve
+from .runtime.planning import Plan, make_plan
+from .runtime.profile import load_profile
+from .runtime.program import Program, load_program
+from .runtime.tokenizer import HfTokenizer
+
+PLANNED_REQUESTS = 8
+PLANNED_CONTEXT_TOKENS = 512
+"""The load that cut points are chosen for where nobody says otherwise: a few requests decoding in the middle of a chat."""
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedModel:
+    """A model that can be served: on disk, captured, cut into stages, and its devices chosen."""
+
+    name: str
+    folder: Path
+    program: Program
+    program_file: Path
+    plan: Plan
+    devices: tuple[StageDevice, ...]
+    tokenizer: HfTokenizer
+
+
+def prepare(model: str, config: ServeConfig, report: Report = silent) -> PreparedModel:
+    """Fetch, convert, capture and plan ``model``. Raises `ModelError`, `PartitionError`, `DeviceError`, each one sentence."""
+    folder = resolve(model, report=report)
+    program_path = captured(folder.path, report)
+    program = load_program(program_path)
+    plan = plan_for(program, config.stages, config.partition, config.dtype)
+    devices = parse_devices(config.devices) if config.devices else default_devices(len(plan.stages))
+    return PreparedModel(
+        name=Path(model).name or model,
+        folder=folder.path,
+        program=program,
+        program_file=program_path,
+        plan=plan,
+        devices=assign(devices, len(plan.stages), config.threads),
+        tokenizer=HfTokenizer(folder.path),
+    )
+
+
+def plan_for(program: Program, stages: int | None, partition: str | None, dtype: str = "float32") -> Plan:
+    """Cut ``program`` for `PLANNED_REQUESTS` decoding at once, from measured times where there are some, else estimates.
+
+    Raises ValueError or `InfeasiblePartition` with a sentence.
+    """
+    count = stages if stages is not None or partition is not None else 1
+    load = StepLoad.decode(PLANNED_REQUESTS, min(PLANNED_CONTEXT_TOKENS, program.context_tokens))
+    profile = load_profile(program, "cpu")
+    return make_plan(
+        program,
+        load=load,
+        rates=cpu_rates(1),
+        stages=count,
+        partition_text=partition,
+        dtype=dtype,
+        measured_s=profile.seconds(program, load) if profile is not None else None,
+    )
+
+
+def captured(folder: Path, report: Report = silent) -> Path:
+    """The file of the model's program, captured in a child process where it is not cached, so that torch stays out of this one."""
+    file = program_file(folder)
+    if not file.exists():
+        report("capture", 0, 0)
+        child = subprocess.run(  # noqa: S603 - our own interpreter and module, no shell
+            [sys.executable, "-m", "flexpipe.runtime.capture", str(folder), str(file)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if child.returncode != 0:
+            lines = child.stderr.strip().splitlines() or [f"capturing {folder} ended with {child.returncode}"]
+            raise ModelError(lines[-1])
+    return file
