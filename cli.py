@@ -147,7 +147,7 @@ def ps(*, url: Url = DEFAULT_URL, api_key: ApiKey = None, json: AsJson = False) 
         print(jsonlib.dumps(status))
         return 0
     state = "ready" if status["ready"] else f"not ready: {status['reason']}"
-    out.print(f"[bold]{status['model']['name']}[/] at {url}: {state}", highlight=False)
+    out.print(f"[bold]{status['model']['name']}[/] at {url}: {state}, epoch {status['epoch']}", highlight=False)
     out.print(stage_table(status["stages"]))
     out.print(f"{status['running']} requests running, {status['waiting']} waiting", highlight=False)
     return 0

@@ -54,30 +54,28 @@ def reporter(display: Progress) -> Report:
 
 
 def stage_table(stages: Sequence[StageStatus]) -> Table:
-    """The stages as `flexpipe ps` shows them."""
-    table = Table(box=None, header_style="bold")
-    for name in ("stage", "state", "pid", "device", "atoms", "layers", "weights", "memory", "KV pages", "epoch"):
-        table.add_column(name, justify="left" if name in ("state", "device", "atoms", "layers") else "right")
+    """The stages as `flexpipe ps` shows them; fits 80 columns."""
+    table = Table(box=None, header_style="bold", padding=(0, 1), pad_edge=False)
+    for name in ("stage", "state", "pid", "device", "holds", "weights", "memory", "KV pages"):
+        table.add_column(name, justify="left" if name in ("state", "device", "holds") else "right", no_wrap=True)
     for stage in stages:
-        pages = f"{stage['kv_pages_used']}/{stage['kv_pages_used'] + stage['kv_pages_free']}"
         table.add_row(
             str(stage["stage"]),
             stage["state"],
             str(stage["pid"]),
             stage["device"],
             span(stage["first_atom"], stage["last_atom"]),
-            ranges(stage["layers"]),
             size(stage["weight_bytes"]),
             size(stage["peak_rss_bytes"]),
-            pages,
-            str(stage["epoch"]),
+            f"{stage['kv_pages_used']}/{stage['kv_pages_used'] + stage['kv_pages_free']}",
         )
     return table
 
 
 def span(first: str, last: str) -> str:
-    """One atom, or from the first to the last."""
-    return first if first == last else f"{first} … {last}"
+    """Atoms from the first to the last, "layers." left out: "embed…11.mlp"."""
+    first, last = first.removeprefix("layers."), last.removeprefix("layers.")
+    return first if first == last else f"{first}…{last}"
 
 
 def ranges(numbers: Sequence[int]) -> str:
@@ -92,9 +90,9 @@ def ranges(numbers: Sequence[int]) -> str:
 
 
 def size(count: float) -> str:
-    """Bytes for people: "98.1 MiB"."""
+    """Bytes for people, three figures: "98.1 MiB", "270 MiB", "1.6 GiB"."""
     for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
         count /= 1024
     return f"{count:.1f} GiB"

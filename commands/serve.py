@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
+import outcome
 import trio
 from rich.progress import Progress, TaskID
 
@@ -33,19 +34,22 @@ def prepared_model(model: str, config: ServeConfig) -> PreparedModel:
 
 
 def with_server(prepared: PreparedModel, config: ServeConfig, use: Callable[[str], Awaitable[int]]) -> int:
-    """Serve, wait until ready, ``await use(url)``, stop; its exit code, or 1 where the pipeline never came up."""
-    code = 1
+    """Serve, wait until ready, ``await use(url)``, stop; its exit code, or 1 where the pipeline never came up.
+
+    What ``use`` raises ends the server first and then comes out by itself, not wrapped in the server's exception group.
+    """
+    used: outcome.Outcome[int] | None = None
 
     async def present(server: Server) -> None:
-        nonlocal code
+        nonlocal used
         if await _show_loading(server):
-            code = await use(server.url)
+            used = await outcome.acapture(use, server.url)
         server.stop()
 
     reason = trio.run(serve, prepared, config, present)
     if reason:
         err.print(reason, style="red", highlight=False)
-    return code
+    return used.unwrap() if used is not None else 1
 
 
 async def _present(server: Server) -> None:
