@@ -7,6 +7,7 @@ atom is run: a `Timer` is passed in (see `runtime.engine_timer` for the one that
 from __future__ import annotations
 
 import hashlib
+import platform
 from bisect import bisect_right
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ import msgspec
 
 from .cache_folder import cache_folder
 from .costs import StepLoad
-from .program import Program
+from .program import Graph, Program
 
 PROFILE_VERSION = 1
 
@@ -24,7 +25,7 @@ DECODE_BATCHES = (1, 8, 32)
 """Token counts measured as decoding: each token a request of its own."""
 
 PREFILL_TOKENS = (128, 512)
-"""Token counts measured as one request's prefill chunk."""
+"""Token counts measured as one request's prefill chunk, or the whole context where that is shorter."""
 
 CONTEXTS = (128, 512, 2048)
 """Context lengths measured for graphs that attend; longer ones are extrapolated along the last two."""
@@ -39,23 +40,34 @@ class Timer(Protocol):
 
 
 class Point(msgspec.Struct, frozen=True, array_like=True):
-    """One measurement: a step of ``tokens`` tokens at ``context`` took ``seconds``."""
+    """One measurement: a step of ``tokens`` tokens of ``requests`` requests at ``context`` took ``seconds``."""
 
     tokens: int
+    requests: int
     context: int
     seconds: float
 
 
 class Profile(msgspec.Struct, frozen=True):
-    """Measured times of a program's graphs on one device; ``points[g]`` are graph g's, in order of context and tokens."""
+    """Measured times of a program's graphs on one device; ``points[g]`` are graph g's, in order of context and tokens.
+
+    ``device`` names the hardware, threads and dtype, as `device_key` does.
+    """
 
     version: int
     device: str
     points: tuple[tuple[Point, ...], ...]
 
     def seconds(self, program: Program, load: StepLoad) -> list[float]:
-        """Each atom's time under ``load``, in order: linear between measured loads, and beyond the outermost two."""
-        known = [_interpolate(points, load) for points in self.points]
+        """Each atom's time under ``load``, in order: linear between measured loads, and beyond the outermost two.
+
+        A load of one token per request lies between measured decode batches, any other between measured prefill chunks;
+        the head, whose work is the sampled rows, always between decode batches of as many rows.
+        """
+        known = [
+            _interpolate(points, load.sampled if _samples(graph) else load.tokens, load, decode_only=_samples(graph))
+            for graph, points in zip(program.graphs, self.points, strict=True)
+        ]
         return [known[atom.graph] for atom in program.atoms]
 
 
@@ -69,9 +81,22 @@ def measure(program: Program, device: str, timer: Timer, contexts: Sequence[int]
     for graph in range(len(program.graphs)):
         index = representatives[graph]
         attends = bool(program.atoms[index].layers)
-        loads = [load for context in (possible if attends else possible[:1]) for load in _loads(context)]
-        points.append(tuple(Point(load.tokens, load.context, timer(index, load)) for load in loads))
+        chunks = () if _samples(program.graphs[graph]) else PREFILL_TOKENS
+        loads = [load for context in (possible if attends else possible[-1:]) for load in _loads(context, chunks)]
+        points.append(tuple(Point(load.tokens, load.requests, load.context, timer(index, load)) for load in loads))
     return Profile(PROFILE_VERSION, device, tuple(points))
+
+
+def device_key(device: str, threads: int, dtype: str) -> str:
+    """A name for what was measured: device, threads, dtype and this machine's processor."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    model = next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine()
+    )
+    return f"{device}, {threads} threads, {dtype}, {model}"
 
 
 def profile_file(program: Program, device: str) -> Path:
@@ -99,19 +124,25 @@ def save_profile(program: Program, profile: Profile) -> Path:
     return partial.replace(file)
 
 
-def _loads(context: int) -> list[StepLoad]:
+def _samples(graph: Graph) -> bool:
+    return "sample_tokens" in graph.inputs
+
+
+def _loads(context: int, chunks: Sequence[int]) -> list[StepLoad]:
     decoding = [StepLoad.decode(batch, context) for batch in DECODE_BATCHES]
-    chunks = [StepLoad(tokens, 1, context, 1) for tokens in PREFILL_TOKENS if tokens <= context]
-    return decoding + chunks
+    sizes = sorted({min(tokens, context) for tokens in chunks} - {1})
+    return decoding + [StepLoad(tokens, 1, context, 1) for tokens in sizes]
 
 
-def _interpolate(points: Sequence[Point], load: StepLoad) -> float:
+def _interpolate(points: Sequence[Point], tokens: int, load: StepLoad, *, decode_only: bool) -> float:
+    decodes = decode_only or load.tokens == load.requests
     by_context: dict[int, list[Point]] = {}
     for point in points:
-        by_context.setdefault(point.context, []).append(point)
+        if point.requests == (point.tokens if decodes else 1):
+            by_context.setdefault(point.context, []).append(point)
     contexts = sorted(by_context)
     times = [
-        _line([float(p.tokens) for p in by_context[context]], [p.seconds for p in by_context[context]], load.tokens)
+        _line([float(p.tokens) for p in by_context[context]], [p.seconds for p in by_context[context]], tokens)
         for context in contexts
     ]
     return max(_line([float(context) for context in contexts], times, load.context), 0.0)
