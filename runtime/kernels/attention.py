@@ -1,11 +1,6 @@
 """Attention over KV pages, straight from the pages: nothing is gathered, padded or masked by a matrix.
 
-Owns the page layout, the step's plan (`plan_attention`) and the kernel (`attend`). Knows no model.
-
-**Page layout.** One layer's pages are float32 ``[blocks, floats_per_page]``; a page is ONE contiguous run of bytes, so it
-moves with one memcpy. Inside a page, for each KV head in turn: keys transposed, ``[D][BLOCK_TOKENS]`` (16 scores are one
-vector: no sum across lanes, no tail for any D), then values, ``[BLOCK_TOKENS][Dv rounded up to 16]``. `PageLayout` has
-the numbers.
+Owns the kernel (`attend`); the pages' layout and the step's plan are `paging`'s. Knows no model.
 
 **Order of operations.** A token at position p reads positions ``max(0, p - window + 1) .. p`` in spans of 128 positions
 that begin at multiples of 128; in each span scores, running maximum, exponentials and the weighted sum of values go in
@@ -17,11 +12,9 @@ decode step, beside any neighbours. Query heads that share a KV head, and neighb
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from . import compiler
 from .activations import tanh
@@ -43,109 +36,38 @@ from .lanes import (
     sub,
     sum_lanes,
 )
-from .machine import FLOAT_BYTES, load_float, load_int32, load_word, prefetch, store_float
+from .machine import (
+    FLOAT_BYTES,
+    load_float,
+    load_int32,
+    load_word,
+    prefetch,
+    store_float,
+)
+from .paging import BLOCK_TOKENS, AttentionPlan, PageLayout, plan_attention
 from .threads import pool
 from .tile import ROWS_MAX, WIDE_COLUMNS, multiply, multiply_wide
 
-BLOCK_TOKENS = 16
-"""Tokens of one page; equals `runtime.interface.BLOCK_TOKENS` and the number of lanes."""
+__all__ = ["BLOCK_TOKENS", "AttentionPlan", "PageLayout", "attend", "plan_attention"]
 
 _SPAN_BLOCKS = 8
 _SPAN_TOKENS = _SPAN_BLOCKS * BLOCK_TOKENS
 _SPAN_BYTES = _SPAN_TOKENS * FLOAT_BYTES
 _WIDE_BYTES = WIDE_COLUMNS * FLOAT_BYTES
 
-_TILE_ROWS = 2 * ROWS_MAX
-"""Query heads x tokens that go through a KV head's pages together (more if the heads alone are more)."""
+_NO_WINDOW = 1 << 40  # no context reaches it
 
-NO_WINDOW = 1 << 40
-"""A window that no context reaches."""
-
-
-@dataclass(frozen=True, slots=True)
-class PageLayout:
-    """Sizes of one layer's pages: ``key_size`` is D, ``value_size`` Dv, in floats."""
-
-    kv_heads: int
-    key_size: int
-    value_size: int
-
-    @property
-    def value_stride(self) -> int:
-        """Floats from one token's values to the next: Dv rounded up to whole vectors."""
-        return -(-self.value_size // LANES) * LANES
-
-    @property
-    def floats_per_head(self) -> int:
-        """Floats of one KV head in a page."""
-        return BLOCK_TOKENS * (self.key_size + self.value_stride)
-
-    @property
-    def floats_per_page(self) -> int:
-        """Floats of a page; `bytes_per_page` in bytes."""
-        return self.kv_heads * self.floats_per_head
-
-    @property
-    def bytes_per_page(self) -> int:
-        """Bytes of a page."""
-        return self.floats_per_page * FLOAT_BYTES
-
-
-@dataclass(frozen=True, slots=True)
-class AttentionPlan:
-    """A step's work cut into tiles, shared by all its layers that have the same number of query heads a KV head."""
-
-    tokens: int
-    group: int
-    tile_tokens: int
-    tiles: npt.NDArray[np.int32] = field(repr=False)  # [n, 3]: first token, tokens, row
-    positions: npt.NDArray[np.int32] = field(repr=False)
-    block_tables: npt.NDArray[np.int32] = field(repr=False)
-    one_tile_a_row: bool = False
-    _addresses: tuple[int, int, int] = (0, 0, 0)
-
-
-def plan_attention(
-    positions: npt.NDArray[np.int32],
-    row_starts: npt.NDArray[np.int32],
-    block_tables: npt.NDArray[np.int32],
-    group: int,
-) -> AttentionPlan:
-    """Cut a ragged batch (see `RaggedBatch`) into tiles for layers with ``group`` query heads a KV head.
-
-    Positions ascend by one within a row. Raises KernelInputError where a token has no block.
-    """
-    positions, row_starts, block_tables = (
-        np.ascontiguousarray(array, np.int32) for array in (positions, row_starts, block_tables)
-    )
-    tile_tokens = max(1, _TILE_ROWS // group)
-    counts = np.diff(row_starts)
-    tiles_per_row = -(-counts // tile_tokens)
-    rows = np.repeat(np.arange(len(counts)), tiles_per_row)
-    index_in_row = np.arange(len(rows)) - np.repeat(np.cumsum(tiles_per_row) - tiles_per_row, tiles_per_row)
-    first = row_starts[rows] + index_in_row * tile_tokens
-    size = np.minimum(tile_tokens, row_starts[rows + 1] - first)
-    last_block = positions[first + size - 1] // BLOCK_TOKENS
-    if len(rows) and (last_block.max() >= block_tables.shape[1] or block_tables[rows, last_block].min() < 0):
-        raise KernelInputError("a token lies beyond its row's block table: give every row blocks for all its positions")
-    tiles = np.ascontiguousarray(np.stack([first, size, rows], axis=1), np.int32)
-    return AttentionPlan(
-        tokens=len(positions),
-        group=group,
-        tile_tokens=tile_tokens,
-        tiles=tiles,
-        positions=positions,
-        block_tables=block_tables,
-        one_tile_a_row=bool((tiles_per_row <= 1).all()),
-        _addresses=(int(tiles.ctypes.data), int(positions.ctypes.data), int(block_tables.ctypes.data)),
-    )
+_TILES_PER_THREAD = 4
+"""With at least so many tiles a thread, a chunk takes all KV heads of its tile and so reads whole pages from memory: random
+reads of 24 KiB gave 17 GB/s a thread, of 8 KiB 11. With fewer, each KV head is a chunk."""
 
 
 # Arguments of the tasks, as words (the two floats are kept as their bits).
 (
     _Q, _Q_BYTES, _K, _K_BYTES, _V, _V_BYTES, _OUT, _OUT_BYTES, _PAGES, _TILES, _POSITIONS, _TABLES, _TABLE_BYTES,
     _KV_HEADS, _GROUP, _KEY_SIZE, _VALUE_SIZE, _WINDOW, _FLOATS, _WRITES, _SCRATCH, _SCRATCH_BYTES,
-) = range(22)  # fmt: skip
+    _HEADS_PER_CHUNK,
+) = range(23)  # fmt: skip
 
 _MINUS_INFINITY = np.float32(-np.inf)
 _ZERO = np.float32(0.0)
@@ -156,55 +78,118 @@ def _argument(arguments: int, index: int) -> int:
     return load_word(arguments + 8 * index)
 
 
-@compiler.inlined
-def _padded(size: int) -> int:
-    return (size + LANES - 1) // LANES * LANES
+class _Tile(NamedTuple):
+    """What a chunk works on, and where its thread keeps what. Rows are KV head x token x query head of the group."""
+
+    arguments: int
+    first: int  # token
+    count: int  # tokens
+    row: int  # of the block tables
+    first_head: int
+    heads: int  # KV heads
+    group: int
+    key_size: int
+    value_size: int
+    value_bytes: int  # from one token's values to the next
+    window: int
+    positions: int  # address of the first token's position
+    queries: int  # [rows][key_size]
+    scores: int  # [rows][128]
+    sums: int  # [rows][value_bytes]
+    totals: int  # [rows][16]
+    maxima: int  # [rows]
 
 
 @compiler.inlined
-def _page(arguments: int, row: int, block: int, kv_head: int) -> int:
-    """Address of a KV head's part of the page that holds a row's block."""
-    table = _argument(arguments, _TABLES) + row * _argument(arguments, _TABLE_BYTES)
-    head_floats = BLOCK_TOKENS * (_argument(arguments, _KEY_SIZE) + _padded(_argument(arguments, _VALUE_SIZE)))
-    page = load_int32(table + block * 4) * _argument(arguments, _KV_HEADS) + kv_head
-    return _argument(arguments, _PAGES) + page * head_floats * FLOAT_BYTES
+def _tile_of(arguments: int, chunk: int, thread: int) -> Any:
+    """The tile and KV heads of a chunk, with its thread's scratch memory divided."""
+    heads = _argument(arguments, _HEADS_PER_CHUNK)
+    head_groups = (_argument(arguments, _KV_HEADS) + heads - 1) // heads
+    first_head = chunk % head_groups * heads
+    heads = min(heads, _argument(arguments, _KV_HEADS) - first_head)
+    entry = _argument(arguments, _TILES) + chunk // head_groups * 12
+    first, count = int(load_int32(entry)), int(load_int32(entry + 4))
+    value_bytes = (_argument(arguments, _VALUE_SIZE) + LANES - 1) // LANES * LANES_BYTES
+    rows = heads * count * _argument(arguments, _GROUP)
+    scores = _argument(arguments, _SCRATCH) + thread * _argument(arguments, _SCRATCH_BYTES)
+    totals = scores + rows * _SPAN_BYTES
+    sums = totals + rows * LANES_BYTES
+    maxima = sums + rows * value_bytes
+    return _Tile(
+        arguments, first, count, int(load_int32(entry + 8)), first_head, heads, _argument(arguments, _GROUP),
+        _argument(arguments, _KEY_SIZE), _argument(arguments, _VALUE_SIZE), value_bytes, _argument(arguments, _WINDOW),
+        _argument(arguments, _POSITIONS) + first * 4, maxima + rows * FLOAT_BYTES, scores, sums, totals, maxima,
+    )  # fmt: skip
 
 
 @compiler.inlined
-def _write_tokens(arguments: int, first: int, count: int, row: int, kv_head: int) -> None:
-    """Store keys and values of a tile's tokens in their pages."""
-    key_size, value_size = _argument(arguments, _KEY_SIZE), _argument(arguments, _VALUE_SIZE)
-    for token in range(first, first + count):
-        position = load_int32(_argument(arguments, _POSITIONS) + token * 4)
-        page = _page(arguments, row, position // BLOCK_TOKENS, kv_head)
-        slot = position % BLOCK_TOKENS
-        key = _argument(arguments, _K) + token * _argument(arguments, _K_BYTES) + kv_head * key_size * FLOAT_BYTES
-        for d in range(key_size):
-            store_float(page + d * LANES_BYTES + slot * FLOAT_BYTES, load_float(key + d * FLOAT_BYTES))
-        value = _argument(arguments, _V) + token * _argument(arguments, _V_BYTES) + kv_head * value_size * FLOAT_BYTES
-        target = page + key_size * LANES_BYTES + slot * _padded(value_size) * FLOAT_BYTES
-        for d in range(value_size):
-            store_float(target + d * FLOAT_BYTES, load_float(value + d * FLOAT_BYTES))
+def _position(tile: Any, token: int) -> int:
+    return int(load_int32(tile.positions + token * 4))
+
+
+@compiler.inlined
+def _keys(tile: Any, block: int) -> int:
+    """Address of the first head's keys in the page that holds a block of the tile's row."""
+    arguments = tile.arguments
+    table = _argument(arguments, _TABLES) + tile.row * _argument(arguments, _TABLE_BYTES)
+    page_bytes = _argument(arguments, _KV_HEADS) * BLOCK_TOKENS * (tile.key_size * FLOAT_BYTES + tile.value_bytes)
+    page = _argument(arguments, _PAGES) + load_int32(table + block * 4) * page_bytes
+    return page + tile.first_head * tile.key_size * LANES_BYTES
+
+
+@compiler.inlined
+def _values(tile: Any, block: int) -> int:
+    """Address of the first head's values in the page that holds a block of the tile's row."""
+    keys_left = _argument(tile.arguments, _KV_HEADS) - tile.first_head
+    return (
+        _keys(tile, block) + keys_left * tile.key_size * LANES_BYTES + tile.first_head * BLOCK_TOKENS * tile.value_bytes
+    )
+
+
+@compiler.inlined
+def _write_tokens(tile: Any) -> None:
+    """Store keys and values of the tile's tokens in their pages."""
+    arguments = tile.arguments
+    for token in range(tile.count):
+        block, slot = (
+            _position(tile, token) // BLOCK_TOKENS,
+            _position(tile, token) % BLOCK_TOKENS,
+        )
+        place = _keys(tile, block) + slot * FLOAT_BYTES
+        key = _argument(arguments, _K) + (tile.first + token) * _argument(arguments, _K_BYTES)
+        key += tile.first_head * tile.key_size * FLOAT_BYTES
+        for index in range(tile.heads * tile.key_size):
+            store_float(place + index * LANES_BYTES, load_float(key + index * FLOAT_BYTES))
+        value = _argument(arguments, _V) + (tile.first + token) * _argument(arguments, _V_BYTES)
+        value += tile.first_head * tile.value_size * FLOAT_BYTES
+        for head in range(tile.heads):
+            place = _values(tile, block) + (head * BLOCK_TOKENS + slot) * tile.value_bytes
+            for index in range(tile.value_size):
+                store_float(place + index * FLOAT_BYTES, load_float(value + index * FLOAT_BYTES))
+            value += tile.value_size * FLOAT_BYTES
 
 
 @compiler.task
-def _write_tile(arguments: int, chunk: int, _thread: int) -> None:
-    tile = _argument(arguments, _TILES) + chunk // _argument(arguments, _KV_HEADS) * 12
-    kv_head = chunk % _argument(arguments, _KV_HEADS)
-    _write_tokens(arguments, load_int32(tile), load_int32(tile + 4), load_int32(tile + 8), kv_head)
+def _write_tile(arguments: int, chunk: int, thread: int) -> None:
+    _write_tokens(_tile_of(arguments, chunk, thread))
 
 
 @compiler.inlined
-def _scale_queries(arguments: int, first: int, count: int, kv_head: int, target: int) -> None:
-    """Copy a tile's queries, times the scale, to dense rows: row = token x group + head."""
-    key_size, group = _argument(arguments, _KEY_SIZE), _argument(arguments, _GROUP)
-    scale = load_float(arguments + 8 * _FLOATS)
-    for token in range(count):
-        source = _argument(arguments, _Q) + (first + token) * _argument(arguments, _Q_BYTES)
-        source += kv_head * group * key_size * FLOAT_BYTES
-        for d in range(group * key_size):
-            value = load_float(source + d * FLOAT_BYTES) * scale
-            store_float(target + (token * group * key_size + d) * FLOAT_BYTES, value)
+def _scale_queries(tile: Any) -> None:
+    """Copy the tile's queries, times the scale, to dense rows."""
+    scale = load_float(tile.arguments + 8 * _FLOATS)
+    token_floats = tile.group * tile.key_size
+    target = tile.queries
+    for head in range(tile.first_head, tile.first_head + tile.heads):
+        for token in range(tile.first, tile.first + tile.count):
+            source = _argument(tile.arguments, _Q) + token * _argument(tile.arguments, _Q_BYTES)
+            source += head * token_floats * FLOAT_BYTES
+            for index in range(token_floats):
+                store_float(
+                    target + index * FLOAT_BYTES,
+                    load_float(source + index * FLOAT_BYTES) * scale,
+                )
+            target += token_floats * FLOAT_BYTES
 
 
 @compiler.inlined
@@ -214,30 +199,73 @@ def _prefetch(address: int, size: int) -> None:
 
 
 @compiler.inlined
-def _score_block(key_size: int, rows: int, queries: int, page: int, scores: int) -> None:
-    """Scores of all rows of a tile against one page's 16 keys."""
+def _score_block(key_size: int, rows: int, queries: int, page: int, scores: int, ahead: int) -> None:
+    """Scores of all rows of a tile against one page's 16 keys. The next page lies ``ahead`` bytes on."""
     for start in range(0, rows, ROWS_MAX):
         multiply(
             min(ROWS_MAX, rows - start), queries + start * key_size * FLOAT_BYTES, key_size * FLOAT_BYTES,
-            page, LANES_BYTES, scores + start * _SPAN_BYTES, _SPAN_BYTES, key_size, 1,
+            page, LANES_BYTES, scores + start * _SPAN_BYTES, _SPAN_BYTES, key_size, 1, ahead,
         )  # fmt: skip
 
 
 @compiler.inlined
-def _weigh_values(rows: int, weights: int, values: int, value_bytes: int, k_count: int, sums: int) -> None:
+def _weigh_values(
+    rows: int,
+    weights: int,
+    values: int,
+    value_bytes: int,
+    k_count: int,
+    sums: int,
+    ahead: int,
+) -> None:
     """Add ``k_count`` tokens' values, times their weights, to the sums of some rows."""
     for start in range(0, rows, ROWS_MAX):
-        count, a, c = min(ROWS_MAX, rows - start), weights + start * _SPAN_BYTES, sums + start * value_bytes
+        count, a, c = (
+            min(ROWS_MAX, rows - start),
+            weights + start * _SPAN_BYTES,
+            sums + start * value_bytes,
+        )
         wide_bytes = value_bytes // _WIDE_BYTES * _WIDE_BYTES
         for column in range(0, wide_bytes, _WIDE_BYTES):
-            multiply_wide(count, a, _SPAN_BYTES, values + column, value_bytes, c + column, value_bytes, k_count, 0)
+            b = values + column
+            multiply_wide(
+                count,
+                a,
+                _SPAN_BYTES,
+                b,
+                value_bytes,
+                c + column,
+                value_bytes,
+                k_count,
+                0,
+                ahead,
+            )
         for column in range(wide_bytes, value_bytes, LANES_BYTES):
-            multiply(count, a, _SPAN_BYTES, values + column, value_bytes, c + column, value_bytes, k_count, 0)
+            b = values + column
+            multiply(
+                count,
+                a,
+                _SPAN_BYTES,
+                b,
+                value_bytes,
+                c + column,
+                value_bytes,
+                k_count,
+                0,
+                ahead,
+            )
 
 
 @compiler.inlined
 def _soften_row(
-    scores: int, low: int, high: int, softcap: Any, maximum: int, total: int, sums: int, width: int
+    scores: int,
+    low: int,
+    high: int,
+    softcap: Any,
+    maximum: int,
+    total: int,
+    sums: int,
+    width: int,
 ) -> None:
     """Turn a row's scores of one span, positions [low, high) in it, into weights, and rescale what was summed so far."""
     first, end = low // LANES, (high + LANES - 1) // LANES
@@ -267,95 +295,133 @@ def _soften_row(
 
 
 @compiler.inlined
-def _weigh_block(arguments: int, first: int, count: int, block: int, values: int, weights: int, sums: int) -> None:
-    """Add one page's values: to all rows at once where all see all of it, else token by token, each what it sees."""
-    group, window = _argument(arguments, _GROUP), _argument(arguments, _WINDOW)
-    value_bytes = _padded(_argument(arguments, _VALUE_SIZE)) * FLOAT_BYTES
-    start = block * BLOCK_TOKENS
-    positions = _argument(arguments, _POSITIONS) + first * 4
-    if start + BLOCK_TOKENS - 1 <= load_int32(positions) and start > load_int32(positions + (count - 1) * 4) - window:
-        _weigh_values(count * group, weights, values, value_bytes, BLOCK_TOKENS, sums)
-        return
-    for token in range(count):
-        position = load_int32(positions + token * 4)
-        low = max(0, position - window + 1 - start)
-        high = min(BLOCK_TOKENS, position + 1 - start)
-        if high > low:
-            _weigh_values(
-                group, weights + token * group * _SPAN_BYTES + low * FLOAT_BYTES, values + low * value_bytes, value_bytes,
-                high - low, sums + token * group * value_bytes,
+def _score_span(tile: Any, first_block: int, end_block: int, scores: int) -> None:
+    """Scores of every row against the keys of some blocks, and a look ahead at the next page."""
+    rows = tile.count * tile.group
+    last_block = _position(tile, tile.count - 1) // BLOCK_TOKENS
+    for block in range(first_block, end_block):
+        keys = _keys(tile, block)
+        ahead = _keys(tile, min(block + 1, last_block)) - keys
+        for head in range(tile.heads):
+            _score_block(
+                tile.key_size, rows, tile.queries + head * rows * tile.key_size * FLOAT_BYTES,
+                keys + head * tile.key_size * LANES_BYTES,
+                scores + head * rows * _SPAN_BYTES + (block - first_block) * LANES_BYTES, ahead,
             )  # fmt: skip
 
 
 @compiler.inlined
-def _attend_span(arguments: int, first: int, count: int, row: int, kv_head: int, span: int, places: Any) -> None:
-    """One span of 128 positions for one tile and KV head. ``places``: queries, scores, sums, totals, maxima."""
-    queries, scores, sums, totals, maxima = places
-    key_size, group = _argument(arguments, _KEY_SIZE), _argument(arguments, _GROUP)
-    window = _argument(arguments, _WINDOW)
-    width = _padded(_argument(arguments, _VALUE_SIZE)) * FLOAT_BYTES
-    softcap = load_float(arguments + 8 * _FLOATS + 4)
-    positions = _argument(arguments, _POSITIONS) + first * 4
-    first_block = max(span * _SPAN_BLOCKS, max(0, load_int32(positions) - window + 1) // BLOCK_TOKENS)
-    last_block = load_int32(positions + (count - 1) * 4) // BLOCK_TOKENS
-    end_block = min((span + 1) * _SPAN_BLOCKS, last_block + 1)
-    for block in range(first_block, end_block):
-        page = _page(arguments, row, block, kv_head)
-        if count == 1:  # a decode step reads each page once, from memory: fetch the next while this one is scored
-            ahead = min(block + 1, last_block)
-            _prefetch(_page(arguments, row, ahead, kv_head), BLOCK_TOKENS * (key_size * FLOAT_BYTES + width))
-        _score_block(key_size, count * group, queries, page, scores + (block - span * _SPAN_BLOCKS) * LANES_BYTES)
-    for token in range(count):
-        position = load_int32(positions + token * 4)
-        low = max(0, max(0, position - window + 1) - span * _SPAN_TOKENS)
-        high = min(_SPAN_TOKENS, position + 1 - span * _SPAN_TOKENS)
+def _soften_span(tile: Any, start: int, scores: int) -> None:
+    """Scores of a span that begins at position ``start`` to weights, each row over what its token sees."""
+    softcap = load_float(tile.arguments + 8 * _FLOATS + 4)
+    for head in range(tile.heads):
+        for token in range(tile.count):
+            position = _position(tile, token)
+            low, high = (
+                max(0, position - tile.window + 1 - start),
+                min(_SPAN_TOKENS, position + 1 - start),
+            )
+            if high > low:
+                first_row = (head * tile.count + token) * tile.group
+                for row in range(first_row, first_row + tile.group):
+                    _soften_row(
+                        scores + row * _SPAN_BYTES, low, high, softcap, tile.maxima + row * FLOAT_BYTES,
+                        tile.totals + row * LANES_BYTES, tile.sums + row * tile.value_bytes, tile.value_bytes,
+                    )  # fmt: skip
+
+
+@compiler.inlined
+def _weigh_block(tile: Any, head: int, block: int, values: int, weights: int, ahead: int) -> None:
+    """Add a head's values of a page: to all rows at once where all see all of it, else token by token what each sees."""
+    start = block * BLOCK_TOKENS
+    first_row = head * tile.count * tile.group
+    sums = tile.sums + first_row * tile.value_bytes
+    weights += first_row * _SPAN_BYTES
+    last = _position(tile, tile.count - 1)
+    if start + BLOCK_TOKENS - 1 <= _position(tile, 0) and start > last - tile.window:
+        _weigh_values(
+            tile.count * tile.group,
+            weights,
+            values,
+            tile.value_bytes,
+            BLOCK_TOKENS,
+            sums,
+            ahead,
+        )
+        return
+    for token in range(tile.count):
+        position = _position(tile, token)
+        low, high = (
+            max(0, position - tile.window + 1 - start),
+            min(BLOCK_TOKENS, position + 1 - start),
+        )
         if high > low:
-            for index in range(token * group, (token + 1) * group):
-                _soften_row(
-                    scores + index * _SPAN_BYTES, low, high, softcap, maxima + index * FLOAT_BYTES,
-                    totals + index * LANES_BYTES, sums + index * width, width,
-                )  # fmt: skip
+            _weigh_values(
+                tile.group, weights + token * tile.group * _SPAN_BYTES + low * FLOAT_BYTES,
+                values + low * tile.value_bytes, tile.value_bytes, high - low,
+                sums + token * tile.group * tile.value_bytes, ahead,
+            )  # fmt: skip
+
+
+@compiler.inlined
+def _attend_span(tile: Any, span: int) -> None:
+    """One span of 128 positions: scores, weights, weighted values."""
+    first_block = max(
+        span * _SPAN_BLOCKS,
+        max(0, _position(tile, 0) - tile.window + 1) // BLOCK_TOKENS,
+    )
+    last_block = _position(tile, tile.count - 1) // BLOCK_TOKENS
+    end_block = min((span + 1) * _SPAN_BLOCKS, last_block + 1)
+    _score_span(
+        tile,
+        first_block,
+        end_block,
+        tile.scores + (first_block - span * _SPAN_BLOCKS) * LANES_BYTES,
+    )
+    head_bytes = BLOCK_TOKENS * tile.value_bytes
+    _prefetch(_values(tile, first_block), tile.heads * head_bytes)
+    _soften_span(tile, span * _SPAN_TOKENS, tile.scores)
     for block in range(first_block, end_block):
-        values = _page(arguments, row, block, kv_head) + key_size * LANES_BYTES
-        weights = scores + (block - span * _SPAN_BLOCKS) * LANES_BYTES
-        _weigh_block(arguments, first, count, block, values, weights, sums)
+        values = _values(tile, block)
+        ahead = _values(tile, min(block + 1, last_block)) - values
+        weights = tile.scores + (block - span * _SPAN_BLOCKS) * LANES_BYTES
+        for head in range(tile.heads):
+            _weigh_block(tile, head, block, values + head * head_bytes, weights, ahead)
+
+
+@compiler.inlined
+def _finish_rows(tile: Any) -> None:
+    """Divide the sums of weighted values by the sums of weights and store them."""
+    rows_per_head = tile.count * tile.group
+    for row in range(tile.heads * rows_per_head):
+        token, member = row % rows_per_head // tile.group, row % tile.group
+        out = _argument(tile.arguments, _OUT) + (tile.first + token) * _argument(tile.arguments, _OUT_BYTES)
+        head = (tile.first_head + row // rows_per_head) * tile.group + member
+        out += head * tile.value_size * FLOAT_BYTES
+        total = splat(sum_lanes(load(tile.totals + row * LANES_BYTES)))
+        for column in range(0, tile.value_size, LANES):
+            result = div(load(tile.sums + row * tile.value_bytes + column * FLOAT_BYTES), total)
+            store_first(out + column * FLOAT_BYTES, result, min(LANES, tile.value_size - column))
 
 
 @compiler.task
 def _attend_tile(arguments: int, chunk: int, thread: int) -> None:
-    """All of one tile's attention through one KV head."""
-    tile = _argument(arguments, _TILES) + chunk // _argument(arguments, _KV_HEADS) * 12
-    kv_head = chunk % _argument(arguments, _KV_HEADS)
-    first, count, row = load_int32(tile), load_int32(tile + 4), load_int32(tile + 8)
+    """All of one tile's attention through some KV heads."""
+    tile = _tile_of(arguments, chunk, thread)
     if _argument(arguments, _WRITES) != 0:
-        _write_tokens(arguments, first, count, row, kv_head)
-    group, value_size = _argument(arguments, _GROUP), _argument(arguments, _VALUE_SIZE)
-    rows, width = count * group, _padded(value_size) * FLOAT_BYTES
-    scores = _argument(arguments, _SCRATCH) + thread * _argument(arguments, _SCRATCH_BYTES)
-    totals = scores + rows * _SPAN_BYTES
-    sums = totals + rows * LANES_BYTES
-    maxima = sums + rows * width
-    queries = maxima + rows * FLOAT_BYTES
-    _scale_queries(arguments, first, count, kv_head, queries)
-    for place in range(totals, maxima, LANES_BYTES):
+        _write_tokens(tile)
+    _scale_queries(tile)
+    for place in range(tile.totals, tile.maxima, LANES_BYTES):  # the totals and the sums
         store(place, splat(_ZERO))
-    for index in range(rows):
-        store_float(maxima + index * FLOAT_BYTES, _MINUS_INFINITY)
-    positions = _argument(arguments, _POSITIONS) + first * 4
-    first_span = max(0, load_int32(positions) - _argument(arguments, _WINDOW) + 1) // _SPAN_TOKENS
-    end_span = load_int32(positions + (count - 1) * 4) // _SPAN_TOKENS + 1
-    for span in range(first_span, end_span):
-        _attend_span(arguments, first, count, row, kv_head, span, (queries, scores, sums, totals, maxima))
-    for index in range(rows):
-        out = _argument(arguments, _OUT) + (first + index // group) * _argument(arguments, _OUT_BYTES)
-        out += (kv_head * group + index % group) * value_size * FLOAT_BYTES
-        total = splat(sum_lanes(load(totals + index * LANES_BYTES)))
-        for column in range(0, value_size, LANES):
-            result = div(load(sums + index * width + column * FLOAT_BYTES), total)
-            store_first(out + column * FLOAT_BYTES, result, min(LANES, value_size - column))
+    for row in range(tile.heads * tile.count * tile.group):
+        store_float(tile.maxima + row * FLOAT_BYTES, _MINUS_INFINITY)
+    first_span = max(0, _position(tile, 0) - tile.window + 1) // _SPAN_TOKENS
+    for span in range(first_span, _position(tile, tile.count - 1) // _SPAN_TOKENS + 1):
+        _attend_span(tile, span)
+    _finish_rows(tile)
 
 
-_ARGUMENTS = struct.Struct("18q2f3q")  # the words above; scale and softcap share one
+_ARGUMENTS = struct.Struct("18q2f4q")  # the words above; scale and softcap share one
 
 
 def attend(
@@ -386,25 +452,37 @@ def attend(
 
     Raises KernelInputError where shapes do not fit the layout and the plan.
     """
-    tokens, heads, value_size = plan.tokens, plan.group * layout.kv_heads, layout.value_size
-    if tuple(q.shape) != (tokens, heads, layout.key_size) or tuple(k.shape[1:]) != (layout.kv_heads, layout.key_size):
+    tokens, heads, value_size = (
+        plan.tokens,
+        plan.group * layout.kv_heads,
+        layout.value_size,
+    )
+    if tuple(q.shape) != (tokens, heads, layout.key_size) or tuple(k.shape[1:]) != (
+        layout.kv_heads,
+        layout.key_size,
+    ):
         raise KernelInputError(f"q {tuple(q.shape)} and k {tuple(k.shape)} do not fit {layout} with {tokens} tokens")
     if out is None:
         out = empty_beside(q, (tokens, heads, value_size))
-    rows = plan.tile_tokens * plan.group
+    head_groups = (
+        1 if len(plan.tiles) >= _TILES_PER_THREAD * pool.threads and plan.tile_tokens == 1 else layout.kv_heads
+    )
+    heads_per_chunk = layout.kv_heads // head_groups
+    rows = plan.tile_tokens * plan.group * heads_per_chunk
     width = layout.value_stride * FLOAT_BYTES
     scratch_bytes = rows * (_SPAN_BYTES + LANES_BYTES + width + FLOAT_BYTES + layout.key_size * FLOAT_BYTES)
     scratch_bytes = -(-scratch_bytes // 128) * 128
-    tiles, positions, tables = plan._addresses  # noqa: SLF001 - the plan is this module's
-    chunks = len(plan.tiles) * layout.kv_heads
+    tiles, positions, tables = plan.addresses
+    chunks = len(plan.tiles) * head_groups
     with pool.lock:
         arguments = pool.workspace("attention arguments", _ARGUMENTS.size)
         _ARGUMENTS.pack_into(
             arguments.memory, 0,
             *_token_rows(q, tokens), *_token_rows(k, tokens), *_token_rows(v, tokens), *_token_rows(out, tokens),
             rows_of(pages)[0], tiles, positions, tables, plan.block_tables.strides[0], layout.kv_heads, plan.group,
-            layout.key_size, value_size, NO_WINDOW if window is None else window, scale, softcap,
+            layout.key_size, value_size, _NO_WINDOW if window is None else window, scale, softcap,
             plan.one_tile_a_row, pool.workspace("attention", scratch_bytes * pool.threads).address, scratch_bytes,
+            heads_per_chunk,
         )  # fmt: skip
         if not plan.one_tile_a_row:  # a tile reads what the tiles before it wrote
             pool.run(_write_tile, arguments.address, chunks)

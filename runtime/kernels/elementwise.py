@@ -13,7 +13,20 @@ import numpy as np
 
 from . import compiler
 from .arrays import Array, KernelInputError, empty_beside, rows_of
-from .lanes import LANES, add, fma, keep_first, load, load_first, mul, splat, store, store_first, sub, sum_lanes
+from .lanes import (
+    LANES,
+    add,
+    fma,
+    keep_first,
+    load,
+    load_first,
+    mul,
+    splat,
+    store,
+    store_first,
+    sub,
+    sum_lanes,
+)
 from .machine import FLOAT_BYTES, load_float, load_word
 from .threads import pool
 
@@ -52,7 +65,12 @@ def _rms_norm_group(x: int, out: int, size: int, weight: int, epsilon: Any) -> N
         squares = fma(value, value, squares)
     scale = splat(np.float32(1.0) / np.sqrt(sum_lanes(squares) / np.float32(size) + epsilon))
     for start in range(0, size, LANES):
-        _put(out, start, size, mul(mul(_part(x, start, size), scale), _part(weight, start, size)))
+        _put(
+            out,
+            start,
+            size,
+            mul(mul(_part(x, start, size), scale), _part(weight, start, size)),
+        )
 
 
 @compiler.inlined
@@ -130,7 +148,13 @@ def rms_norm(x: Array, weight: Array, epsilon: float, out: Array | None = None) 
     return _norm(x, weight, _RMS, epsilon, out)
 
 
-def layer_norm(x: Array, weight: Array, bias: Array | None, epsilon: float, out: Array | None = None) -> Array:
+def layer_norm(
+    x: Array,
+    weight: Array,
+    bias: Array | None,
+    epsilon: float,
+    out: Array | None = None,
+) -> Array:
     """``(x - mean) / sqrt(variance + epsilon) * weight + bias`` over groups of ``len(weight)`` in each row."""
     return _norm(x, weight, _NO_BIAS if bias is None else _vector_address(bias), epsilon, out)
 
@@ -147,10 +171,17 @@ def _rotate_heads(x: int, heads: int, head_size: int, cos: int, sin: int, half: 
     for head in range(heads):
         place = x + head * head_size * FLOAT_BYTES
         for start in range(0, half, LANES):
-            near_value, far_value = _part(place, start, half), _part(place + far, start, half)
-            turned = sub(mul(near_value, _part(cos, start, half)), mul(far_value, _part(sin, start, half)))
+            near_value, far_value = (
+                _part(place, start, half),
+                _part(place + far, start, half),
+            )
+            turned = sub(
+                mul(near_value, _part(cos, start, half)),
+                mul(far_value, _part(sin, start, half)),
+            )
             far_turned = add(
-                mul(far_value, _part(cos + far, start, half)), mul(near_value, _part(sin + far, start, half))
+                mul(far_value, _part(cos + far, start, half)),
+                mul(near_value, _part(sin + far, start, half)),
             )
             _put(place, start, half, turned)
             _put(place + far, start, half, far_turned)
@@ -158,10 +189,17 @@ def _rotate_heads(x: int, heads: int, head_size: int, cos: int, sin: int, half: 
 
 @compiler.task
 def _rotary_tokens(arguments: int, chunk: int, _thread: int) -> None:
-    cos_bytes, sin_bytes, rotated = load_word(arguments + 72), load_word(arguments + 88), load_word(arguments + 96)
+    cos_bytes, sin_bytes, rotated = (
+        load_word(arguments + 72),
+        load_word(arguments + 88),
+        load_word(arguments + 96),
+    )
     tokens, per_chunk = load_word(arguments + 104), load_word(arguments + 112)
     for token in range(chunk * per_chunk, min(tokens, (chunk + 1) * per_chunk)):
-        cos, sin = load_word(arguments + 64) + token * cos_bytes, load_word(arguments + 80) + token * sin_bytes
+        cos, sin = (
+            load_word(arguments + 64) + token * cos_bytes,
+            load_word(arguments + 80) + token * sin_bytes,
+        )
         for array in range(arguments, arguments + 64, 32):
             x = load_word(array) + token * load_word(array + 8)
             _rotate_heads(x, load_word(array + 16), load_word(array + 24), cos, sin, rotated // 2)
@@ -183,7 +221,10 @@ def rotate(q: Array, k: Array, cos: Array, sin: Array) -> None:
                 f"cannot rotate {tuple(x.shape)} by {tuple(cos.shape)}: [T, heads, D] and [T, R <= D]"
             )
     (q_address, _, q_bytes), (k_address, _, k_bytes) = rows_of(q), rows_of(k)
-    (cos_address, _, cos_bytes), (sin_address, _, sin_bytes) = rows_of(cos), rows_of(sin)
+    (cos_address, _, cos_bytes), (sin_address, _, sin_bytes) = (
+        rows_of(cos),
+        rows_of(sin),
+    )
     per_chunk = max(1, _FLOATS_PER_CHUNK // (rotated * (q.shape[1] + k.shape[1])))
     with pool.lock:
         arguments = pool.workspace("rotary", _ROTARY.size)

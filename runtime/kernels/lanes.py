@@ -90,12 +90,22 @@ def _first_lanes(builder: ir.IRBuilder, count: ir.Value) -> ir.Value:
 
 def _load_first(b: ir.IRBuilder, args: Any) -> ir.Value:
     zeros = ir.Constant(VECTOR, [0.0] * LANES)
-    operands = [pointer(b, args[0]), ir.Constant(I32, FLOAT_BYTES), _first_lanes(b, args[1]), zeros]
+    operands = [
+        pointer(b, args[0]),
+        ir.Constant(I32, FLOAT_BYTES),
+        _first_lanes(b, args[1]),
+        zeros,
+    ]
     return call_llvm(b, "llvm.masked.load.v16f32.p0", VECTOR, operands)
 
 
 def _store_first(b: ir.IRBuilder, args: Any) -> ir.Value:
-    operands = [args[1], pointer(b, args[0]), ir.Constant(I32, FLOAT_BYTES), _first_lanes(b, args[2])]
+    operands = [
+        args[1],
+        pointer(b, args[0]),
+        ir.Constant(I32, FLOAT_BYTES),
+        _first_lanes(b, args[2]),
+    ]
     return call_llvm(b, "llvm.masked.store.v16f32.p0", ir.VoidType(), operands)
 
 
@@ -132,11 +142,23 @@ def _two_to_the(b: ir.IRBuilder, args: Any) -> ir.Value:
 
 
 def _zero_below(b: ir.IRBuilder, args: Any) -> ir.Value:
-    return b.select(b.fcmp_ordered("<", args[1], args[2]), ir.Constant(VECTOR, [0.0] * LANES), args[0])
+    return b.select(
+        b.fcmp_ordered("<", args[1], args[2]),
+        ir.Constant(VECTOR, [0.0] * LANES),
+        args[0],
+    )
 
 
-load = _operation(lanes, (types.int64,), lambda b, a: b.load(pointer(b, a[0]), typ=VECTOR, align=FLOAT_BYTES))
-store = _operation(types.void, (types.int64, lanes), lambda b, a: b.store(a[1], pointer(b, a[0]), align=FLOAT_BYTES))
+load = _operation(
+    lanes,
+    (types.int64,),
+    lambda b, a: b.load(pointer(b, a[0]), typ=VECTOR, align=FLOAT_BYTES),
+)
+store = _operation(
+    types.void,
+    (types.int64, lanes),
+    lambda b, a: b.store(a[1], pointer(b, a[0]), align=FLOAT_BYTES),
+)
 load_first = _operation(lanes, (types.int64, types.int64), _load_first)  # (address, count): lanes beyond count are 0
 store_first = _operation(types.void, (types.int64, lanes, types.int64), _store_first)  # (address, value, count)
 keep_first = _operation(  # (value, count): 0 in the other lanes
@@ -174,7 +196,10 @@ def exp(x: Any) -> Any:
     Cody and Waite's reduction to |r| <= ln(2)/2 and a polynomial of degree 6.
     """
     bounded = splat(_EXP_CEILING)
-    bounded = sub(splat(np.float32(0.0)), larger(sub(splat(np.float32(0.0)), x), splat(-_EXP_CEILING)))
+    bounded = sub(
+        splat(np.float32(0.0)),
+        larger(sub(splat(np.float32(0.0)), x), splat(-_EXP_CEILING)),
+    )
     bounded = larger(bounded, splat(_EXP_FLOOR))
     n = nearest(mul(bounded, splat(_LOG2E)))
     r = fma(n, splat(_LN2_LOW), fma(n, splat(_LN2_HIGH), bounded))

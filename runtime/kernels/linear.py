@@ -54,7 +54,10 @@ def _tile_first(arguments: int, tile: int) -> int:
 @compiler.task
 def _pack_tile(arguments: int, tile: int, _thread: int) -> None:
     """Copy one tile of x from rows to [k][row]."""
-    k_count, row_bytes = load_word(arguments + 8 * _K), load_word(arguments + 8 * _X_ROW_BYTES)
+    k_count, row_bytes = (
+        load_word(arguments + 8 * _K),
+        load_word(arguments + 8 * _X_ROW_BYTES),
+    )
     first = _tile_first(arguments, tile)
     rows = _tile_first(arguments, tile + 1) - first
     source = load_word(arguments + 8 * _X) + first * row_bytes
@@ -103,21 +106,36 @@ def _finish_gated(arguments: int, sums: int, pair: int, row: int, kind: int) -> 
         gate = add(gate, load(bias + pair * PAIR_COLUMNS * FLOAT_BYTES))
         up = add(up, load(bias + pair * PAIR_COLUMNS * FLOAT_BYTES + LANES_BYTES))
     value = mul(activate(kind, gate), up)
-    _store_row(arguments, value, column, row, min(LANES, load_word(arguments + 8 * _N) - column))
+    _store_row(
+        arguments,
+        value,
+        column,
+        row,
+        min(LANES, load_word(arguments + 8 * _N) - column),
+    )
 
 
 @compiler.task
 def _multiply_chunk(arguments: int, chunk: int, thread: int) -> None:
     """Some pairs of panels times some tiles of rows."""
     k_count = load_word(arguments + 8 * _K)
-    column_chunks, per_chunk = load_word(arguments + 8 * _COLUMN_CHUNKS), load_word(arguments + 8 * _PAIRS_PER_CHUNK)
+    column_chunks, per_chunk = (
+        load_word(arguments + 8 * _COLUMN_CHUNKS),
+        load_word(arguments + 8 * _PAIRS_PER_CHUNK),
+    )
     first_pair = (chunk % column_chunks) * per_chunk
     end_pair = min(first_pair + per_chunk, load_word(arguments + 8 * _PAIRS))
     first_tile = (chunk // column_chunks) * _TILES_PER_CHUNK
     end_tile = min(first_tile + _TILES_PER_CHUNK, load_word(arguments + 8 * _TILES))
     sums = load_word(arguments + 8 * _SCRATCH) + thread * _SCRATCH_BYTES
-    packed, weight = load_word(arguments + 8 * _PACKED), load_word(arguments + 8 * _WEIGHT)
-    kind, gated = load_word(arguments + 8 * _ACTIVATION), load_word(arguments + 8 * _GATED)
+    packed, weight = (
+        load_word(arguments + 8 * _PACKED),
+        load_word(arguments + 8 * _WEIGHT),
+    )
+    kind, gated = (
+        load_word(arguments + 8 * _ACTIVATION),
+        load_word(arguments + 8 * _GATED),
+    )
     for pair in range(first_pair, end_pair):
         panel = weight + pair * k_count * PAIR_COLUMNS * FLOAT_BYTES
         for tile in range(first_tile, end_tile):
@@ -131,7 +149,13 @@ def _multiply_chunk(arguments: int, chunk: int, thread: int) -> None:
                     _finish_gated(arguments, row_sums, pair, first + index, kind)
                 else:
                     _finish(arguments, row_sums, pair * PAIR_COLUMNS, first + index, kind)
-                    _finish(arguments, row_sums + LANES_BYTES, pair * PAIR_COLUMNS + LANES, first + index, kind)
+                    _finish(
+                        arguments,
+                        row_sums + LANES_BYTES,
+                        pair * PAIR_COLUMNS + LANES,
+                        first + index,
+                        kind,
+                    )
 
 
 @compiler.entry(types.void(*[types.int64] * 20))
@@ -160,7 +184,15 @@ def _run(
 
 
 @compiler.entry(types.void(*[types.int64] * 7))
-def _pack_weight(weight: int, row_bytes: int, n: int, k_count: int, out: int, first_half: int, half_step: int) -> None:
+def _pack_weight(
+    weight: int,
+    row_bytes: int,
+    n: int,
+    k_count: int,
+    out: int,
+    first_half: int,
+    half_step: int,
+) -> None:
     """Rows of W, 16 at a time, to the halves ``first_half``, ``+ half_step``, ... of the panels in turn."""
     for first in range(0, n, LANES):
         half = first_half + first // LANES * half_step
@@ -257,7 +289,11 @@ def pack_linear(weight: Array, bias: Array | None = None, activation: str = "non
 
 
 def pack_gated(
-    gate: Array, up: Array, activation: str = "silu", gate_bias: Array | None = None, up_bias: Array | None = None
+    gate: Array,
+    up: Array,
+    activation: str = "silu",
+    gate_bias: Array | None = None,
+    up_bias: Array | None = None,
 ) -> PackedLinear:
     """Pack the two halves of a gated MLP, W_gate and W_up [N, K]: a call gives activation(x gate^T) * (x up^T) [M, N]."""
     return _pack([gate, up], [gate_bias, up_bias], activation)

@@ -103,7 +103,10 @@ def pause(typingctx: Any) -> Any:
 
     def codegen(context: Any, builder: ir.IRBuilder, _signature: Any, _args: Any) -> ir.Value:
         if _X86:
-            builder.call(builder.module.declare_intrinsic("llvm.x86.sse2.pause", [], _NOTHING), [])
+            builder.call(
+                builder.module.declare_intrinsic("llvm.x86.sse2.pause", [], _NOTHING),
+                [],
+            )
         elif _ARM:
             hint = builder.module.declare_intrinsic("llvm.aarch64.hint", [], ir.FunctionType(ir.VoidType(), [_I32]))
             builder.call(hint, [ir.Constant(_I32, 1)])  # 1 is YIELD

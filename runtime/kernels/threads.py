@@ -28,7 +28,15 @@ import numpy as np
 from numba import types
 
 from . import compiler
-from .machine import atomic_add, atomic_load, atomic_store, call_task, load_word, pause, store_word
+from .machine import (
+    atomic_add,
+    atomic_load,
+    atomic_store,
+    call_task,
+    load_word,
+    pause,
+    store_word,
+)
 
 SPIN_MICROSECONDS = 300.0
 """How long a worker waits awake for the next job. A decode step's gaps between operators are 5 to 50 us."""
@@ -60,7 +68,12 @@ def _draw_chunks(control: int, thread: int) -> None:
     """Run chunks until the ticket is used up."""
     chunk = atomic_add(control + _TICKET, -1) - 1
     while chunk >= 0:
-        call_task(load_word(control + _FUNCTION), load_word(control + _ARGUMENTS), chunk, thread)
+        call_task(
+            load_word(control + _FUNCTION),
+            load_word(control + _ARGUMENTS),
+            chunk,
+            thread,
+        )
         atomic_add(control + _PENDING, -1)
         chunk = atomic_add(control + _TICKET, -1) - 1
 
@@ -185,7 +198,12 @@ class Pool:
             self._words[_SPINS // 8] = _spins_in(SPIN_MICROSECONDS)
             self._words[_WANTED // 8] = threads
             self._workers = [
-                threading.Thread(target=_serve, args=(self.control, index), name=f"kernel-{index}", daemon=True)
+                threading.Thread(
+                    target=_serve,
+                    args=(self.control, index),
+                    name=f"kernel-{index}",
+                    daemon=True,
+                )
                 for index in range(1, threads)
             ]
             for worker in self._workers:

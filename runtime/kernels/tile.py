@@ -57,6 +57,7 @@ class _Block:
     """One register block: ``rows`` of A times ``vectors`` of B, advanced together along k.
 
     ``a_row_bytes`` is None where A is packed, [k][rows]. ``b_row_bytes`` leads from one k to the next.
+    With every line of B the line ``ahead`` bytes on is asked for.
     """
 
     builder: ir.IRBuilder
@@ -64,7 +65,7 @@ class _Block:
     vectors: int
     a_row_bytes: ir.Value | None
     b_row_bytes: ir.Value
-    prefetches: bool
+    ahead: ir.Value | None
 
     def starts(self, a: ir.Value, b: ir.Value) -> list[ir.Value]:
         """The pointers that move along k: one or every row of A, and B."""
@@ -78,9 +79,9 @@ class _Block:
         builder = self.builder
         b = _offset(builder, cursors[-1], builder.mul(self.b_row_bytes, _I64(k)))
         places = [_offset(builder, b, vector * LANES_BYTES) for vector in range(self.vectors)]
-        if self.prefetches:
+        if self.ahead is not None:
             for place in places:
-                emit_prefetch(builder, _offset(builder, place, _PREFETCH_BYTES))
+                emit_prefetch(builder, _offset(builder, place, self.ahead))
         columns = [builder.load(place, typ=VECTOR, align=FLOAT_BYTES) for place in places]
         new: list[ir.Value] = []
         for row in range(self.rows):
@@ -99,20 +100,33 @@ class _Block:
         """The cursors ``k`` steps on."""
         a_step = FLOAT_BYTES * k * (self.rows if self.a_row_bytes is None else 1)
         b_step = self.builder.mul(self.b_row_bytes, _I64(k))
-        return [*(_offset(self.builder, a, a_step) for a in cursors[:-1]), _offset(self.builder, cursors[-1], b_step)]
+        return [
+            *(_offset(self.builder, a, a_step) for a in cursors[:-1]),
+            _offset(self.builder, cursors[-1], b_step),
+        ]
 
     def loop(
-        self, count: ir.Value, unroll: int, cursors: list[ir.Value], sums: list[ir.Value]
+        self,
+        count: ir.Value,
+        unroll: int,
+        cursors: list[ir.Value],
+        sums: list[ir.Value],
     ) -> tuple[list[ir.Value], list[ir.Value]]:
         """``count`` turns of ``unroll`` steps; gives the cursors and sums after them."""
         builder = self.builder
         before = builder.block
-        body, after = builder.append_basic_block("k.loop"), builder.append_basic_block("k.done")
+        body, after = (
+            builder.append_basic_block("k.loop"),
+            builder.append_basic_block("k.done"),
+        )
         builder.cbranch(builder.icmp_signed(">", count, _I64(0)), body, after)
         builder.position_at_end(body)
         turn = builder.phi(_I64)
         carried = [builder.phi(value.type) for value in cursors + sums]
-        inner_cursors, inner_sums = list(carried[: len(cursors)]), list(carried[len(cursors) :])
+        inner_cursors, inner_sums = (
+            list(carried[: len(cursors)]),
+            list(carried[len(cursors) :]),
+        )
         for step in range(unroll):
             inner_sums = self.multiply_add(inner_cursors, inner_sums, step)
         following = self.advance(inner_cursors, unroll) + inner_sums
@@ -128,11 +142,23 @@ class _Block:
                 phi.add_incoming(value, body)
         return results[: len(cursors)], results[len(cursors) :]
 
-    def emit(self, a: ir.Value, b: ir.Value, c: ir.Value, c_row_bytes: ir.Value, k: ir.Value, fresh: ir.Value) -> None:
+    def emit(
+        self,
+        a: ir.Value,
+        b: ir.Value,
+        c: ir.Value,
+        c_row_bytes: ir.Value,
+        k: ir.Value,
+        fresh: ir.Value,
+    ) -> None:
         """The whole block: read C (or zero), run along k, write C."""
         builder = self.builder
         places = [
-            _offset(builder, _offset(builder, c, builder.mul(c_row_bytes, _I64(row))), vector * LANES_BYTES)
+            _offset(
+                builder,
+                _offset(builder, c, builder.mul(c_row_bytes, _I64(row))),
+                vector * LANES_BYTES,
+            )
             for row in range(self.rows)
             for vector in range(self.vectors)
         ]
@@ -146,14 +172,14 @@ class _Block:
 
 
 def _tile_function(module: ir.Module, vectors: int, *, packed: bool) -> ir.Function:
-    """A function (rows, a, a_row_bytes, b, b_row_bytes, c, c_row_bytes, k, fresh), with code for each number of rows."""
+    """A function (rows, a, a_row_bytes, b, b_row_bytes, c, c_row_bytes, k, fresh, ahead), with code for each number of rows."""
     name = f"flexpipe_tile_{vectors}_{'packed' if packed else 'strided'}"
-    function = function_of(module, ir.FunctionType(ir.VoidType(), [_I64] * 9), name)
+    function = function_of(module, ir.FunctionType(ir.VoidType(), [_I64] * 10), name)
     if function.blocks:
         return function
     function.linkage = "linkonce_odr"
     function.attributes.add("noinline")
-    rows_value, a, a_row_bytes, b, b_row_bytes, c, c_row_bytes, k, fresh = function.args
+    rows_value, a, a_row_bytes, b, b_row_bytes, c, c_row_bytes, k, fresh, ahead = function.args
     builder = ir.IRBuilder(function.append_basic_block("entry"))
     a_start, b_start, c_start = (pointer(builder, address) for address in (a, b, c))
     is_fresh = builder.icmp_signed("!=", fresh, _I64(0))
@@ -166,9 +192,17 @@ def _tile_function(module: ir.Module, vectors: int, *, packed: bool) -> ir.Funct
             width for width in (4, 2, 1) if width <= vectors and (rows * width <= _ACCUMULATORS or width == 1)
         )
         if packed:
-            block = _Block(builder, rows, together, None, _I64(vectors * LANES_BYTES), rows >= _PREFETCH_ROWS)
+            weights_ahead = _I64(_PREFETCH_BYTES) if rows >= _PREFETCH_ROWS else None
+            block = _Block(
+                builder,
+                rows,
+                together,
+                None,
+                _I64(vectors * LANES_BYTES),
+                weights_ahead,
+            )
         else:
-            block = _Block(builder, rows, together, a_row_bytes, b_row_bytes, prefetches=False)
+            block = _Block(builder, rows, together, a_row_bytes, b_row_bytes, ahead)
         for first in range(0, vectors, together):
             b_first, c_first = (_offset(builder, start, first * LANES_BYTES) for start in (b_start, c_start))
             block.emit(a_start, b_first, c_first, c_row_bytes, k, is_fresh)
@@ -197,7 +231,7 @@ def multiply_packed(
         count, a_, b_, c_, c_row, steps = args
         zero = _I64(0)
         function = _tile_function(builder.module, 2, packed=True)
-        builder.call(function, [count, a_, zero, b_, zero, c_, c_row, steps, _I64(1)])
+        builder.call(function, [count, a_, zero, b_, zero, c_, c_row, steps, _I64(1), zero])
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 6), codegen
@@ -217,12 +251,13 @@ def _strided(vectors: int) -> Any:
         c_row_bytes: Any,
         k: Any,
         fresh: Any,
+        ahead: Any,
     ) -> Any:
         def codegen(context: Any, builder: ir.IRBuilder, _signature: Any, args: Any) -> ir.Value:
             builder.call(_tile_function(builder.module, vectors, packed=False), args)
             return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 9), codegen
+        return types.void(*[types.int64] * 10), codegen
 
     return intrinsic(multiply)
 
