@@ -237,7 +237,7 @@ def main() -> None:
 
 def _is_ours(error: Exception) -> bool:
     """Whether ``error`` is one of FlexPipe's own types, whose text is a sentence for people."""
-    return type(error).__module__.split(".")[0] == __name__.split(".")[0]
+    return type(error).__module__.partition(".")[0] == __package__
 
 
 if __name__ == "__main__":

@@ -25,6 +25,9 @@ from .openai_api import (
 )
 from .openai_errors import ApiError, invalid_parameter
 
+PROMPT_CHARACTERS_PER_TOKEN_MAX = 64
+"""A longer prompt is refused before it is tokenised: no text has so long tokens, and megabytes would take seconds."""
+
 Result = TypeVar("Result")
 
 
@@ -62,6 +65,7 @@ class PromptReader:
             {"role": "system" if message.role == "developer" else message.role, "content": message.text}
             for message in request.messages
         ]
+        _check_characters("messages", sum(len(message.text) for message in request.messages), context_tokens)
         try:
             prompt = await self._in_thread(lambda: self._tokenizer.apply_chat_template(messages))
         except ValueError as error:
@@ -70,7 +74,11 @@ class PromptReader:
 
     async def completion(self, request: CompletionRequest, context_tokens: int) -> Job:
         """Encode the prompts. Raises `ApiError` where one is empty, too long or has ids beyond the vocabulary."""
-        prompts = [await self._encoded(prompt, echo=bool(request.echo)) for prompt in prompts_of(request)]
+        prompts = []
+        for prompt in prompts_of(request):
+            if isinstance(prompt, str):
+                _check_characters("prompt", len(prompt), context_tokens)
+            prompts.append(await self._encoded(prompt, echo=bool(request.echo)))
         return self._job(request, "prompt", prompts, context_tokens)
 
     async def _encoded(self, prompt: str | tuple[int, ...], *, echo: bool) -> tuple[tuple[int, ...], str]:
@@ -141,6 +149,11 @@ def _room(request: ChatRequest | CompletionRequest, param: str, prompt_tokens: i
     raise _too_long(
         name, f"`{name}` = {asked} and {prompt_tokens} tokens of prompt are too many; the context", context_tokens
     )
+
+
+def _check_characters(param: str, characters: int, context_tokens: int) -> None:
+    if characters > PROMPT_CHARACTERS_PER_TOKEN_MAX * context_tokens:
+        raise _too_long(param, f"`{param}` has {characters} characters; the context", context_tokens)
 
 
 def _too_long(param: str, sentence: str, context_tokens: int) -> ApiError:

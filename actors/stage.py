@@ -25,7 +25,7 @@ from ..runtime.interface import (
     StageOutput,
     StageSpec,
 )
-from ..transport.interface import FrameError, Link, PeerLostError, Transport
+from ..transport.interface import FrameError, Link, PeerLostError, Transport, TransportError
 from .activation_link import ActivationReceiver, ActivationSender
 from .event_log import EventLog
 from .messages import (
@@ -158,7 +158,7 @@ class StageActor:
             self.failed = True
             kind = type(error).__name__
             self._log.emit("stage_failed", error=kind, sentence=str(error))
-            with trio.move_on_after(FAREWELL_S_MAX, shield=True), suppress(PeerLostError):
+            with trio.move_on_after(FAREWELL_S_MAX, shield=True), suppress(TransportError):
                 await self._tell(StageFailed(self._stage, kind, str(error)))
             self._leave()
 

@@ -46,7 +46,9 @@ def test_every_module_says_what_it_owns(file):
 
 
 def test_folders_have_empty_init_files():
-    filled = [str(file) for file in FILES if file.name == "__init__.py" and len(file.parts) > 1 and (ROOT / file).read_text()]
+    filled = [
+        str(file) for file in FILES if file.name == "__init__.py" and len(file.parts) > 1 and (ROOT / file).read_text()
+    ]
     assert filled == []
 
 

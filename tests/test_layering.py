@@ -75,8 +75,6 @@ def test_our_own_modules_are_imported_relatively():
     "module", ["flexpipe", "flexpipe.cli", "flexpipe.client", "flexpipe.actors.gateway", "flexpipe.daemon"]
 )
 def test_light_modules_start_without_torch_numba_and_transformers(module):
-    code = (
-        f"import sys, {module}; heavy = {{'torch', 'numba', 'transformers'}} & set(sys.modules); sys.exit(repr(heavy) if heavy else 0)"
-    )
+    code = f"import sys, {module}; heavy = {{'torch', 'numba', 'transformers'}} & set(sys.modules); sys.exit(repr(heavy) if heavy else 0)"
     child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (child.returncode, child.stderr) == (0, "")

@@ -131,6 +131,7 @@ class WireLink:
                 while self._machine.is_open:
                     await self._tend_once()
         finally:
+            self._pump()  # a peer that has said goodbye already is not owed one, nor the time to hear it
             goodbye = self._machine.close(trio.current_time()) if self._machine.is_open else None
             self._post(goodbye)
             self._wake()

@@ -55,7 +55,7 @@ class RingWriter:
         self._free = list(reversed(range(slots)))
         self._taken: set[int] = set()
         self._released = trio.lowlevel.ParkingLot()
-        self._is_listening = False
+        self._leader: trio.CancelScope | None = None
         self._closed = False
 
     @classmethod
@@ -128,10 +128,12 @@ class RingWriter:
         """Return an acquired slot whose number was not sent (the send was cancelled or failed)."""
         self._taken.remove(slot)
         self._free.append(slot)
-        self._released.unpark()
+        self._released.unpark_all()
+        if self._leader is not None:
+            self._leader.cancel()
 
     def close(self) -> None:
-        """Give the memory up; the reader keeps what it has mapped. Idempotent."""
+        """Give the memory up; the reader keeps what it has mapped. Idempotent; to be called inside trio."""
         if not self._closed:
             self._closed = True
             trio.lowlevel.notify_closing(self._connection)
@@ -171,17 +173,18 @@ class RingWriter:
         self._free.append(slot)
 
     async def _wait_for_release(self) -> None:
-        if self._is_listening:
+        if self._leader is not None:
             await self._released.park()
             return
-        self._is_listening = True
-        try:
-            await trio.lowlevel.wait_readable(self._connection)
-        except trio.ClosedResourceError:
-            pass  # `_take_releases` says so in our words
-        finally:
-            self._is_listening = False
-            self._released.unpark_all()
+        with trio.CancelScope() as scope:
+            self._leader = scope
+            try:
+                await trio.lowlevel.wait_readable(self._connection)
+            except trio.ClosedResourceError:
+                pass  # `_take_releases` says so in our words
+            finally:
+                self._leader = None
+                self._released.unpark_all()
 
 
 class RingReader:

@@ -42,14 +42,31 @@ _MONITOR_EVENT = struct.Struct("=HI")
 
 
 class ZmqWire:
-    """A `Wire` over one DEALER socket. ``socket_file`` is the ipc path to remove, None elsewhere."""
+    """A `Wire` over one DEALER socket, which the caller has made and attaches through `bind` or `connect`."""
 
-    def __init__(self, raw: zmq.Socket[bytes], socket_file: Path | None) -> None:
+    def __init__(self, raw: zmq.Socket[bytes]) -> None:
         self._raw = raw
+        # Before the socket is attached: an event that nobody watches is not kept.
         self._monitor = ZmqSocket(raw.get_monitor_socket(_EVENTS))
         self._socket = ZmqSocket(raw)
-        self._socket_file = socket_file
+        self._socket_file: Path | None = None
         self._strangers = 0
+
+    def bind(self, address: Address) -> None:
+        """Take the binding end of ``address``. Raises `AddressError`."""
+        if isinstance(address, IpcAddress):
+            listener = listen_unix(address, socket.SOCK_STREAM)
+            self._socket_file = Path(address.path)
+            self._raw.setsockopt(zmq.USE_FD, listener.detach())
+        elif isinstance(address, TcpAddress) and not address.is_loopback:
+            raise AddressError(
+                f"{address} reaches beyond this host, and links are not encrypted: bind to 127.0.0.1 or use ipc"
+            )
+        self._attach(self._raw.bind, address)
+
+    def connect(self, address: Address) -> None:
+        """Take the connecting end of ``address``. Raises `AddressError`."""
+        self._attach(self._raw.connect, address)
 
     def send_nowait(self, segments: Segments) -> bool:
         """See `Wire`."""
@@ -85,11 +102,24 @@ class ZmqWire:
 
     async def aclose(self, *, flush: bool) -> None:
         """See `Wire`. Returns at once; libzmq flushes in the background for at most `GOODBYE_LINGER_MS`."""
+        self.close(GOODBYE_LINGER_MS if flush else 0)
+        await trio.lowlevel.checkpoint()
+
+    def close(self, linger_ms: int) -> None:
+        """Release everything; frames on their way get ``linger_ms`` to leave."""
         self.settle()
         self._raw.disable_monitor()
         self._monitor.close()
-        self._socket.close(GOODBYE_LINGER_MS if flush else 0)
-        await trio.lowlevel.checkpoint()
+        self._socket.close(linger_ms)
+
+    def _attach(self, attach: Callable[[str], object], address: Address) -> None:
+        if isinstance(address, MemoryAddress):
+            raise AddressError(f"{address} joins two ends inside one process: between processes use ipc or tcp")
+        self._raw.setsockopt(zmq.IPV6, isinstance(address, TcpAddress) and ":" in address.host)
+        try:
+            attach(str(address))
+        except zmq.ZMQError as error:
+            raise AddressError(f"{address} cannot be used: {error.strerror}") from error
 
 
 class ZmqTransport:
@@ -120,37 +150,24 @@ class ZmqTransport:
         tcp binds to loopback only: a link is not encrypted. An ipc file is readable and writable by its owner only, and the
         file a killed process left behind is taken over.
         """
-        parsed = parse_address(address)
-        if isinstance(parsed, TcpAddress) and not parsed.is_loopback:
-            raise AddressError(
-                f"{address} reaches beyond this host, and links are not encrypted: bind to 127.0.0.1 or use ipc"
-            )
-        raw = self._socket(limits)
-        socket_file = None
-        try:
-            if isinstance(parsed, IpcAddress):
-                listener = listen_unix(parsed, socket.SOCK_STREAM)
-                socket_file = Path(parsed.path)
-                raw.setsockopt(zmq.USE_FD, listener.detach())
-            _attach(raw.bind, raw, parsed)
-        except BaseException:
-            raw.close(0)
-            raise
-        return await self._start(name, limits, raw, socket_file)
+        return await self._start(ZmqWire.bind, address, name, limits)
 
     async def connect(self, address: str, *, name: str, limits: LinkLimits = DEFAULT_LINK_LIMITS) -> WireLink:
         """See `Transport.connect`. Raises `AddressError` where the address cannot be used at all."""
-        raw = self._socket(limits)
-        try:
-            _attach(raw.connect, raw, parse_address(address))
-        except BaseException:
-            raw.close(0)
-            raise
-        return await self._start(name, limits, raw, None)
+        return await self._start(ZmqWire.connect, address, name, limits)
 
-    async def _start(self, name: str, limits: LinkLimits, raw: zmq.Socket[bytes], socket_file: Path | None) -> WireLink:
+    async def _start(
+        self, attach: Callable[[ZmqWire, Address], None], address: str, name: str, limits: LinkLimits
+    ) -> WireLink:
+        parsed = parse_address(address)
         machine = LinkMachine(name, limits, secrets.randbits(64), trio.current_time())
-        link = WireLink(name, machine, ZmqWire(raw, socket_file))
+        wire = ZmqWire(self._socket(limits))
+        try:
+            attach(wire, parsed)
+        except BaseException:
+            wire.close(0)
+            raise
+        link = WireLink(name, machine, wire)
         self._nursery.start_soon(link.tend, name=f"tend {name}")
         # Shielded: a cancel here would leave the caller without the link that is already running.
         await trio.lowlevel.cancel_shielded_checkpoint()
@@ -164,14 +181,3 @@ class ZmqTransport:
         raw.setsockopt(zmq.MAXMSGSIZE, max(limits.message_bytes_max, ENVELOPE_BYTES_MAX))
         raw.setsockopt(zmq.RECONNECT_IVL, RECONNECT_INTERVAL_MS)
         return raw
-
-
-def _attach(attach: Callable[[str], object], raw: zmq.Socket[bytes], address: Address) -> None:
-    """Bind or connect ``raw``, with libzmq's errors in our words."""
-    if isinstance(address, MemoryAddress):
-        raise AddressError(f"{address} joins two ends inside one process: between processes use ipc or tcp")
-    raw.setsockopt(zmq.IPV6, isinstance(address, TcpAddress) and ":" in address.host)
-    try:
-        attach(str(address))
-    except zmq.ZMQError as error:
-        raise AddressError(f"{address} cannot be used: {error.strerror}") from error

@@ -1,12 +1,15 @@
+import io
 import json
 from contextlib import suppress
 
 import pytest
 import trio
+from flexpipe.actors.event_log import EventLog
 from flexpipe.actors.gateway import GatewayConfig
-from flexpipe.actors.gateway_boundary import BodyLimits
+from flexpipe.actors.gateway_boundary import BodyLimits, Boundary
 from flexpipe.actors.http_server import ServerLimits
 from gateway_harness import (
+    HANG_S,
     MODEL,
     chat_body,
     completion_body,
@@ -223,6 +226,7 @@ async def test_nuls_are_text_like_any_other():
         (CHAT, {"model": MODEL, "messages": []}, "messages"),
         (CHAT, {"model": MODEL, "messages": [{"role": "tool", "content": "x"}]}, "messages"),
         (CHAT, chat_body("x" * 5000), "messages"),
+        (CHAT, chat_body("x" * 7_000_000), "messages"),
         (CHAT, chat_body(max_tokens=5000), "max_tokens"),
         (CHAT, chat_body(max_completion_tokens=5000), "max_completion_tokens"),
         (CHAT, chat_body(stop_token_ids=[10**6]), "stop_token_ids"),
@@ -423,16 +427,49 @@ async def test_ten_megabytes_are_413_whether_announced_or_not():
         assert (await http.post(CHAT, json=chat_body())).status_code == 200
 
 
-async def test_a_refused_request_whose_body_nobody_reads_leaves_no_connection_behind():
+TINY_CHUNKS = (
+    b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1\r\nx\r\n" * 500_000
+)
+
+
+@pytest.mark.parametrize(
+    "request_bytes", [raw_request(CHAT, b"x" * 20_000_000), TINY_CHUNKS], ids=["long", "tiny chunks"]
+)
+async def test_a_refused_request_whose_body_nobody_reads_leaves_no_connection_behind(request_bytes):
     # Hypercorn's queue of body parts is full here; see gateway_boundary.
-    config = GatewayConfig(api_keys=("right",), body=BodyLimits(unread_bytes_max=100_000))
+    config = GatewayConfig(api_keys=("right",), body=BodyLimits(unread_bytes_max=1000))
     async with running_gateway(config=config) as gateway:
         client = await gateway.raw()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_send_all_or_be_cut_off, client, raw_request(CHAT, b"x" * 20_000_000))
+            nursery.start_soon(_send_all_or_be_cut_off, client, request_bytes)
             received = await _read_to_end_or_reset(client)
             nursery.cancel_scope.cancel()
         assert received.startswith(b"HTTP/1.1 401")
+
+
+async def test_an_answer_ends_although_the_queue_of_body_parts_is_full_at_that_moment():
+    """As hypercorn does it: the body comes through a bounded queue, and so does the news that the answer has ended."""
+    to_app, from_client = trio.open_memory_channel(10)
+    sent = []
+
+    async def client():
+        while True:
+            await to_app.send({"type": "http.request", "body": b"x", "more_body": True})
+
+    async def send(message):
+        sent.append(message)
+        if message["type"] == "http.response.body" and not message.get("more_body", False):
+            for _ in range(50):  # time enough to fill a queue that nobody reads
+                await trio.lowlevel.checkpoint()
+            await to_app.send({"type": "http.disconnect"})
+
+    boundary = Boundary(None, ("right",), BodyLimits(unread_bytes_max=100), EventLog(io.StringIO()))
+    with trio.fail_after(HANG_S):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(client)
+            await boundary({"type": "http", "path": CHAT, "headers": []}, from_client.receive, send)
+            nursery.cancel_scope.cancel()
+    assert sent[0]["status"] == 401
 
 
 async def _send_all_or_be_cut_off(client, data):

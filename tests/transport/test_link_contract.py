@@ -6,13 +6,12 @@ from contextlib import asynccontextmanager
 
 import pytest
 import trio
-from trio.testing import wait_all_tasks_blocked
-
 from flexpipe.transport.address import AddressError
 from flexpipe.transport.frames import PARTS_MAX, SEPARATE_BYTES_MIN
 from flexpipe.transport.interface import FrameError, LinkClosedError, LinkLimits, PeerLostError
 from flexpipe.transport.memory import MemoryNetwork, Weather
 from flexpipe.transport.zmq_link import ZmqTransport
+from trio.testing import wait_all_tasks_blocked
 
 pytestmark = pytest.mark.parametrize("kind", ["memory", "bad-weather", "ipc", "tcp"])
 
@@ -201,7 +200,10 @@ async def test_cancelled_receives_and_sends_lose_and_repeat_nothing(kind, tmp_pa
                 await link.send([number.to_bytes(4, "little")])
             number += link.statistics().sent_messages - before
 
-    async with two_ends(kind, tmp_path, LinkLimits(credit_messages=3)) as (bound, connected), trio.open_nursery() as nursery:
+    async with (
+        two_ends(kind, tmp_path, LinkLimits(credit_messages=3)) as (bound, connected),
+        trio.open_nursery() as nursery,
+    ):
         nursery.start_soon(send_all, bound)
         got = []
         while len(got) < 100:

@@ -1,0 +1,203 @@
+"""`flexpipe serve` with real processes, a real (tiny) model and the real openai client."""
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+from served import served
+from tiny_checkpoint import write_tiny_checkpoint
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return write_tiny_checkpoint(tmp_path_factory.mktemp("models") / "tiny", layers=4)
+
+
+@pytest.fixture(scope="module")
+def server(checkpoint, tmp_path_factory):
+    with served(checkpoint, "--stages", "3", log_folder=tmp_path_factory.mktemp("logs")) as running:
+        yield running
+
+
+def client_of(server):
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="unused")
+
+
+def flexpipe(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "flexpipe.cli", *arguments], capture_output=True, text=True, check=False
+    )
+
+
+def alive(pid):
+    """Whether a process runs; one that has ended and was not waited for does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_the_openai_client_streams_and_gets_the_same_text_as_without_streaming(server):
+    with client_of(server) as client:
+        ask = {"model": "tiny", "prompt": "The quick brown fox", "max_tokens": 24, "temperature": 0}
+        whole = client.completions.create(**ask).choices[0].text
+        parts = [chunk.choices[0].text for chunk in client.completions.create(**ask, stream=True)]
+    assert len(parts) > 1
+    assert "".join(parts) == whole
+
+
+def test_seeded_sampling_repeats_and_does_not_depend_on_what_else_runs(server):
+    def sample(seed):
+        with client_of(server) as client:
+            answer = client.chat.completions.create(
+                model="tiny",
+                messages=[{"role": "user", "content": "hello"}],
+                max_tokens=20,
+                temperature=1.0,
+                seed=seed,
+                presence_penalty=0.5,
+            )
+            return answer.choices[0].message.content
+
+    alone = [sample(seed) for seed in range(4)]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(sample, [*range(4), *range(100, 104)]))[:4]
+    assert together == alone
+    assert len(set(alone)) > 1
+
+
+def test_ps_names_each_stage_s_process_device_layers_weights_pages_and_epoch(server):
+    printed = flexpipe("ps", "--json", "--url", server.url)
+    assert printed.returncode == 0
+    stages = json.loads(printed.stdout)["stages"]
+    assert [layer for stage in stages for layer in stage["layers"]] == [0, 1, 2, 3]
+    for number, stage in enumerate(stages):
+        assert stage["stage"] == number
+        assert alive(stage["pid"])
+        assert stage["device"] == f"cpu:{number}"
+        assert stage["epoch"] == 1
+        assert stage["weight_bytes"] > 0
+        assert (stage["kv_pages_used"], stage["kv_pages_free"] > 0) == (0, True)
+    table = flexpipe("ps", "--url", server.url).stdout
+    assert all(str(stage["pid"]) in table for stage in stages)
+
+
+def test_a_client_that_leaves_frees_its_pages(server):
+    request = {"model": "tiny", "prompt": "a b c", "max_tokens": 400, "stream": True, "ignore_eos": True}
+    with httpx.stream("POST", f"{server.url}/v1/completions", json=request) as response:
+        lines = response.iter_lines()  # kept: the stream closes with its iterator
+        next(lines)
+        assert server.status()["stages"][0]["kv_pages_used"] > 0
+    while server.status()["stages"][0]["kv_pages_used"]:
+        pass
+    assert server.status()["running"] == 0
+
+
+def test_bad_requests_are_refused_and_the_server_lives_on(server):
+    too_long = {"model": "tiny", "prompt": "word " * 3000, "max_tokens": 10}
+    answer = httpx.post(f"{server.url}/v1/completions", json=too_long)
+    assert answer.status_code == 400
+    assert "tokens" in answer.json()["error"]["message"]
+    headers = {"content-type": "application/json"}
+    assert httpx.post(f"{server.url}/v1/completions", content=b"{", headers=headers).status_code == 400
+    assert httpx.get(f"{server.url}/ready").status_code == 200
+
+
+def test_killing_a_stage_ends_every_stream_with_an_error_and_a_new_epoch_follows(checkpoint, tmp_path):
+    with served(checkpoint, "--stages", "3", log_folder=tmp_path) as server:
+        request = {"model": "tiny", "prompt": "a b c", "max_tokens": 480, "stream": True, "ignore_eos": True}
+        streams = [httpx.Client() for _ in range(3)]
+        responses = [
+            client.send(client.build_request("POST", f"{server.url}/v1/completions", json=request), stream=True)
+            for client in streams
+        ]
+        lines = [response.iter_lines() for response in responses]
+        for each in lines:
+            next(each)
+        os.kill(server.pids()[1], signal.SIGKILL)
+        endings = [[line for line in each if line][-1] for each in lines]
+        for client in streams:
+            client.close()
+        assert all("error" in json.loads(ending.removeprefix("data: ")) for ending in endings)
+        noticed = [json.loads(line) for line in (tmp_path / "daemon.jsonl").read_text().splitlines()]
+        assert any(event["event"] == "pipeline_down" for event in noticed)
+        while not httpx.get(f"{server.url}/ready").json()["ready"]:
+            pass
+        assert server.status()["epoch"] == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+def test_a_signal_drains_and_leaves_nothing_behind(checkpoint, tmp_path, number):
+    sockets_before = set(Path(tempfile.gettempdir()).glob("flexpipe-*"))
+    with served(checkpoint, "--stages", "2", log_folder=tmp_path) as server:
+        pids = server.pids()
+        request = {"model": "tiny", "prompt": "a b c", "max_tokens": 200, "stream": True, "ignore_eos": True}
+        with httpx.stream("POST", f"{server.url}/v1/completions", json=request) as response:
+            lines = response.iter_lines()
+            next(lines)
+            server.process.send_signal(number)
+            assert [line for line in lines if line][-1] == "data: [DONE]"
+        server.process.wait(60)
+        assert server.process.returncode == 0
+        assert "Traceback" not in server.process.stderr.read()
+    assert not any(alive(pid) for pid in pids)
+    assert set(Path(tempfile.gettempdir()).glob("flexpipe-*")) <= sockets_before
+
+
+def test_stages_do_not_outlive_a_killed_daemon(checkpoint, tmp_path):
+    with served(checkpoint, "--stages", "2", log_folder=tmp_path) as server:
+        pids = server.pids()
+        watched = [os.pidfd_open(pid) for pid in pids]
+        server.process.kill()
+        server.process.wait()
+        for descriptor in watched:
+            _wait_gone(descriptor)
+    assert not any(alive(pid) for pid in pids)
+
+
+def _wait_gone(descriptor):
+    readable, _, _ = select.select([descriptor], [], [], 30)
+    os.close(descriptor)
+    assert readable
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (("serve", "no-such-model"), 1, "no-such-model"),
+        (("serve", "--stages", "0"), 2, "stages is 0"),
+        (("serve", "--host", "0.0.0.0"), 2, "api-key"),
+        (("serve", "--nonsense"), 2, "--nonsense"),
+        (("ps", "--url", "http://127.0.0.1:9"), 1, "did not answer"),
+        (("generate", "x", "--url", "http://127.0.0.1:9"), 1, "did not answer"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_what_cannot_be_done_is_one_sentence_and_an_exit_code(arguments, code, sentence):
+    done = flexpipe(*arguments)
+    assert done.returncode == code
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_truncated_checkpoint_is_named_and_ends_the_start(checkpoint, tmp_path):
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for file in checkpoint.iterdir():
+        data = file.read_bytes()
+        (broken / file.name).write_bytes(data[: len(data) // 2] if file.suffix == ".safetensors" else data)
+    done = flexpipe("serve", str(broken), "--port", "0")
+    assert done.returncode == 1
+    assert "safetensors" in done.stderr
+    assert "Traceback" not in done.stderr
