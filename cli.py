@@ -219,6 +219,56 @@ bench = App(name="bench", help="Measure speed on this machine; compare figures o
 app.command(bench)
 
 
+@bench.command(name="engine")
+def bench_engine(
+    model: str = DEFAULT_MODEL,
+    /,
+    *,
+    concurrency: tuple[int, ...] = (1, 8, 32),
+    threads: int = 2,
+    compare_transformers: bool = False,
+    json: AsJson = False,
+) -> int:
+    """One stage without sockets: tokens/s at several concurrencies, and their share of this machine's roofline.
+
+    Examples:
+        flexpipe bench engine --json
+        flexpipe bench engine smollm2 --concurrency 1 --concurrency 16 --compare-transformers
+
+    Args:
+        model: Model to measure.
+        concurrency: Requests at once; may be given several times.
+        threads: Processor threads.
+        compare_transformers: Run transformers' generate() too, alternating with ours.
+        json: Print facts as JSON, for machines.
+    """
+    from .commands.bench import engine_command
+
+    return engine_command(model, concurrency, threads, compare=compare_transformers, as_json=json)
+
+
+@bench.command(name="pipeline")
+def bench_pipeline(
+    model: str = DEFAULT_MODEL,
+    /,
+    *,
+    concurrency: tuple[int, ...] = (8, 32),
+    rounds: int = 3,
+    json: AsJson = False,
+) -> int:
+    """The pipeline's tax: two stages of one thread against one stage of two, with as many requests in flight.
+
+    Args:
+        model: Model to measure.
+        concurrency: Requests at once; may be given several times.
+        rounds: Times that the contenders take turns.
+        json: Print facts as JSON, for machines.
+    """
+    from .commands.bench import pipeline_command
+
+    return pipeline_command(model, concurrency, rounds, as_json=json)
+
+
 def main() -> None:
     """Run the command that the arguments name; a known error is one sentence on stderr, and exit code 1, or 2 for misuse."""
     from .commands.console import err

@@ -12,12 +12,12 @@ from pathlib import Path
 
 from .actors.config import ServeConfig
 from .actors.devices import StageDevice, assign, default_devices, parse_devices
+from .planning import Plan, make_plan
 from .runtime.capture import program_file
 from .runtime.costs import StepLoad
 from .runtime.device_rates import cpu_rates
 from .runtime.model_folder import ModelError, Report, silent
 from .runtime.model_store import resolve
-from .runtime.planning import Plan, make_plan
 from .runtime.profile import load_profile
 from .runtime.program import Program, load_program
 from .runtime.tokenizer import HfTokenizer

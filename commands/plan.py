@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from rich.table import Table
 
+from ..planning import Plan
 from ..preparation import captured, plan_for
 from ..runtime.model_store import resolve
-from ..runtime.planning import Plan
 from ..runtime.program import load_program
 from .console import out, progress, ranges, reporter, size, span
 

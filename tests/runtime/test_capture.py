@@ -197,5 +197,5 @@ def test_the_command_says_what_was_wrong(tmp_path, capsys):
 
 
 def test_asking_for_the_cached_file_imports_no_torch():
-    script = "import sys, flexpipe.runtime.capture, flexpipe.runtime.planning; sys.exit('torch' in sys.modules)"
+    script = "import sys, flexpipe.runtime.capture, flexpipe.planning; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

@@ -4,7 +4,7 @@ import pytest
 from flexpipe.runtime.costs import DeviceRates, StepLoad
 from flexpipe.runtime.device_rates import cpu_rates
 from flexpipe.runtime.engine_timer import EngineTimer, main, profile_program
-from flexpipe.runtime.planning import make_plan
+from flexpipe.planning import make_plan
 from flexpipe.runtime.profile import (
     CONTEXTS,
     DECODE_BATCHES,

@@ -9,10 +9,10 @@ from flexpipe.policies.types import InfeasiblePartition
 from flexpipe.runtime.capture import capture
 from flexpipe.runtime.costs import StepLoad
 from flexpipe.runtime.device_rates import STATED_RATES
-from flexpipe.runtime.planning import Plan, make_plan
+from flexpipe.planning import Plan, make_plan
 from tiny_models import LAYERS, captured
 
-CONFIGS = Path(__file__).parents[2] / "examples" / "configs"
+CONFIGS = Path(__file__).parents[1] / "examples" / "configs"
 LOAD = StepLoad.decode(8, 128)
 RATES = STATED_RATES["a100"]
 

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 
 import msgspec
 
-from ..policies.partition import PartitionProblem, explain_infeasible, parse_partition, partition, partition_at
-from ..policies.types import NS_PER_S, AtomCost, Link, Partition, StageCost, StageLimit
-from .costs import DTYPE_BYTES, DeviceRates, StepLoad, atom_costs, estimated_seconds
-from .program import Dim, Program
+from .policies.partition import PartitionProblem, explain_infeasible, parse_partition, partition, partition_at
+from .policies.types import NS_PER_S, AtomCost, Link, Partition, StageCost, StageLimit
+from .runtime.costs import DTYPE_BYTES, DeviceRates, StepLoad, atom_costs, estimated_seconds
+from .runtime.program import Dim, Program
 
 LOCAL_LINK = Link(latency_ns=50_000, bytes_per_s=2e9)
 """A hop between two processes of one host, the doorbell and one copy, as an order of magnitude."""
