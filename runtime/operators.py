@@ -36,9 +36,9 @@ def attend(
     """Append this step's keys and values to ``layer``'s KV, then attend causally over each request's own tokens.
 
     ``query`` [1, query heads, T, key dim], ``key`` [1, KV heads, T, key dim], ``value`` [1, KV heads, T, value dim] to
-    [1, T, query heads, value dim]. ``window`` is how many tokens are seen, the token itself included; ``softcap`` c
-    replaces a score s by c * tanh(s / c); ``sinks`` [query heads] are scores that take part in the softmax without a
-    value.
+    [1, T, query heads, value dim], contiguous: the graph may view it. ``window`` is how many tokens are seen, the token
+    itself included; ``softcap`` c replaces a score s by c * tanh(s / c); ``sinks`` [query heads] are scores that take
+    part in the softmax without a value.
     """
     raise NotImplementedError("flexpipe::attend is captured, never run: lowering supplies its computation")
 

@@ -112,7 +112,7 @@ def _attend(
     if sinks is not None:
         scores = torch.cat([scores, sinks.reshape(1, -1, 1, 1).expand(*scores.shape[:-1], 1)], -1)
     shares = torch.softmax(scores, -1)[..., : len(index)]
-    return (shares @ value).transpose(1, 2)
+    return (shares @ value).transpose(1, 2).contiguous()
 
 
 def _expert_linear(
