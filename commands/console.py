@@ -73,8 +73,8 @@ def stage_table(stages: Sequence[StageStatus]) -> Table:
 
 
 def span(first: str, last: str) -> str:
-    """Atoms from the first to the last, "layers." left out: "embed…11.mlp"."""
-    first, last = first.removeprefix("layers."), last.removeprefix("layers.")
+    """Atoms from the first to the last, in short: "embed…11.mlp", "12.attn…24.attn"."""
+    first, last = (name.removeprefix("layers.").replace("attention", "attn") for name in (first, last))
     return first if first == last else f"{first}…{last}"
 
 

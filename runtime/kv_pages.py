@@ -32,7 +32,7 @@ class KvLayer:
     def resize(self, blocks: int, dtype: torch.dtype, device: torch.device) -> None:
         """Hold ``blocks`` pages; those that exist before and after keep their content, new ones are zero."""
         before = self.pages
-        pages = torch.zeros(blocks, self.page_elements, dtype=dtype, device=device)
+        pages = _zeros(blocks, self.page_elements, dtype, device)
         kept = min(blocks, len(before))
         pages[:kept] = before[:kept]
         self.pages = pages
@@ -83,3 +83,13 @@ class KvPages:
             raise EngineError(f"The pages of a stage on {self._device} have no host memory to look at")
         view: memoryview = self.layers[layer].pages[block].view(torch.uint8).numpy().data
         return view
+
+
+def _zeros(blocks: int, elements: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Zeroed pages. On the host they take physical memory only as they are first written: most of a pool is never used."""
+    if device.type != "cpu":
+        return torch.zeros(blocks, elements, dtype=dtype, device=device)
+    from .kernels.memory import allocate
+
+    size = blocks * elements * dtype.itemsize
+    return torch.from_numpy(allocate(-(-size // 4))).view(torch.uint8)[:size].view(dtype).view(blocks, elements)
