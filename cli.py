@@ -160,6 +160,7 @@ def plan(
     *,
     stages: int | None = None,
     partition: str | None = None,
+    measure: bool = False,
     json: AsJson = False,
 ) -> int:
     """Show how a model would be cut into stages. Needs its config only, no weights.
@@ -171,12 +172,13 @@ def plan(
     Args:
         model: A known name, a folder with a config.json, a .gguf file, or a hub id.
         stages: Number of stages; the cut points with the least bottleneck are found.
-        partition: Decoder layers per stage instead, as 12,10,8.
+        partition: Decoder layers per stage instead, as 12,10,8; or atom ranges, as 0:15,15:33,33:62.
+        measure: Time the model's parts on this machine first; later plans and servers use the times too.
         json: Print facts as JSON, for machines.
     """
     from .commands.plan import plan_command
 
-    return plan_command(model, stages, partition, as_json=json)
+    return plan_command(model, stages, partition, measure=measure, as_json=json)
 
 
 @app.command

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import msgspec
 
 from .policies.partition import PartitionProblem, explain_infeasible, parse_partition, partition, partition_at
-from .policies.types import NS_PER_S, AtomCost, Link, Partition, StageCost, StageLimit
+from .policies.types import NS_PER_S, AtomCost, Link, Partition, PlanError, StageCost, StageLimit
 from .runtime.costs import DTYPE_BYTES, DeviceRates, StepLoad, atom_costs, estimated_seconds
 from .runtime.program import Dim, Program
 
@@ -112,10 +112,10 @@ def make_plan(
 
     ``memory_bytes`` is each stage's limit, None for no limit; ``kv_tokens`` of context must fit, by default what ``load``
     needs; ``measured_s`` are the atoms' measured times under ``load`` in order, else ``rates`` estimate them. Raises
-    ValueError with a sentence for a wrong request and `InfeasiblePartition` where no partition fits.
+    `PlanError` for a wrong request and `InfeasiblePartition` where no partition fits.
     """
     if dtype not in DTYPE_BYTES:
-        raise ValueError(f"dtype {dtype!r} is not one of {', '.join(DTYPE_BYTES)}")
+        raise PlanError(f"dtype {dtype!r} is not one of {', '.join(DTYPE_BYTES)}")
     seconds = estimated_seconds(program, load, rates, dtype) if measured_s is None else list(measured_s)
     costs = atom_costs(program, load, seconds, dtype)
     cuts = None if partition_text is None else parse_partition(partition_text, costs)
@@ -132,10 +132,10 @@ def make_plan(
 def _stage_count(stages: int | None, cuts: Sequence[int] | None, text: str | None) -> int:
     if cuts is None:
         if stages is None or stages < 1:
-            raise ValueError("say how many stages (at least 1) or give a partition")
+            raise PlanError("say how many stages (at least 1) or give a partition")
         return stages
     if stages is not None and stages != len(cuts) + 1:
-        raise ValueError(f"partition {text} has {len(cuts) + 1} stages, not the {stages} asked for")
+        raise PlanError(f"partition {text} has {len(cuts) + 1} stages, not the {stages} asked for")
     return len(cuts) + 1
 
 

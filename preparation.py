@@ -14,11 +14,11 @@ from .actors.config import ServeConfig
 from .actors.devices import StageDevice, assign, default_devices, parse_devices
 from .planning import Plan, make_plan
 from .runtime.capture import program_file
-from .runtime.costs import StepLoad
-from .runtime.device_rates import cpu_rates
+from .runtime.costs import DeviceRates, StepLoad
+from .runtime.device_rates import cached_cpu_rates
 from .runtime.model_folder import ModelError, Report, silent
 from .runtime.model_store import resolve
-from .runtime.profile import load_profile
+from .runtime.profile import device_key, load_profile
 from .runtime.program import Program, load_program
 from .runtime.tokenizer import HfTokenizer
 
@@ -45,7 +45,7 @@ def prepare(model: str, config: ServeConfig, report: Report = silent) -> Prepare
     folder = resolve(model, report=report)
     program_path = captured(folder.path, report)
     program = load_program(program_path)
-    plan = plan_for(program, config.stages, config.partition, config.dtype)
+    plan = plan_for(program, program_path, config.stages, config.partition, dtype=config.dtype, report=report)
     devices = parse_devices(config.devices) if config.devices else default_devices(len(plan.stages))
     return PreparedModel(
         name=Path(model).name or model,
@@ -58,19 +58,31 @@ def prepare(model: str, config: ServeConfig, report: Report = silent) -> Prepare
     )
 
 
-def plan_for(program: Program, stages: int | None, partition: str | None, dtype: str = "float32") -> Plan:
+def plan_for(
+    program: Program,
+    program_path: Path,
+    stages: int | None,
+    partition: str | None,
+    *,
+    dtype: str = "float32",
+    measure: bool = False,
+    report: Report = silent,
+) -> Plan:
     """Cut ``program`` for `PLANNED_REQUESTS` decoding at once, from measured times where there are some, else estimates.
 
-    Raises ValueError or `InfeasiblePartition` with a sentence.
+    ``measure`` times the atoms on this machine first and keeps the times for later plans. Raises `PlanError` or
+    `InfeasiblePartition`.
     """
-    count = stages if stages is not None or partition is not None else 1
+    if measure:
+        report("measure", 0, 0)
+        _in_child("flexpipe.runtime.engine_timer", str(program_path), "cpu", "1", dtype)
     load = StepLoad.decode(PLANNED_REQUESTS, min(PLANNED_CONTEXT_TOKENS, program.context_tokens))
-    profile = load_profile(program, "cpu")
+    profile = load_profile(program, device_key("cpu", 1, dtype))
     return make_plan(
         program,
         load=load,
-        rates=cpu_rates(1),
-        stages=count,
+        rates=_rates(report),
+        stages=stages if stages is not None or partition is not None else 1,
         partition_text=partition,
         dtype=dtype,
         measured_s=profile.seconds(program, load) if profile is not None else None,
@@ -78,17 +90,30 @@ def plan_for(program: Program, stages: int | None, partition: str | None, dtype:
 
 
 def captured(folder: Path, report: Report = silent) -> Path:
-    """The file of the model's program, captured in a child process where it is not cached, so that torch stays out of this one."""
+    """The file of the model's program, captured first where it is not cached. Raises `ModelError`."""
     file = program_file(folder)
     if not file.exists():
         report("capture", 0, 0)
-        child = subprocess.run(  # noqa: S603 - our own interpreter and module, no shell
-            [sys.executable, "-m", "flexpipe.runtime.capture", str(folder), str(file)],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if child.returncode != 0:
-            lines = child.stderr.strip().splitlines() or [f"capturing {folder} ended with {child.returncode}"]
-            raise ModelError(lines[-1])
+        _in_child("flexpipe.runtime.capture", str(folder), str(file))
     return file
+
+
+def _rates(report: Report) -> DeviceRates:
+    """What one thread of this machine can do: cuts depend on the proportion of arithmetic to memory traffic only."""
+    rates = cached_cpu_rates(1)
+    if rates is None:
+        report("probe", 0, 0)
+        _in_child("flexpipe.runtime.device_rates", "1")
+        rates = cached_cpu_rates(1)
+    assert rates is not None
+    return rates
+
+
+def _in_child(module: str, *arguments: str) -> None:
+    """Run one of our modules in a process of its own, so that torch stays out of this one. Raises `ModelError`."""
+    child = subprocess.run(  # noqa: S603 - our own interpreter and module, no shell
+        [sys.executable, "-m", module, *arguments], capture_output=True, text=True, check=False
+    )
+    if child.returncode != 0:
+        lines = child.stderr.strip().splitlines() or [f"{module} ended with exit code {child.returncode}"]
+        raise ModelError(lines[-1])

@@ -21,7 +21,7 @@ class ServeConfig:
 
     Attributes:
         stages: Number of stages; the cut points are chosen for the least bottleneck.
-        partition: Decoder layers per stage, as 12,10,8; chooses stages too.
+        partition: Decoder layers per stage, as 12,10,8, or atom ranges, as 0:15,15:33,33:62; chooses stages too.
         devices: Where stages run, as cpu:4 or cuda:0,cuda:1; by default GPUs where there are enough, else CPU workers.
         host: Address to listen on. Beyond loopback an API key is required.
         port: TCP port to listen on; 0 takes a free one.

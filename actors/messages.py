@@ -23,7 +23,7 @@ class Message(msgspec.Struct, frozen=True, tag_field="kind", forbid_unknown_fiel
 # --- supervisor <-> stage: life of a stage process -----------------------------------------------------------------
 
 
-class Hello(Message, tag=True):
+class Hello(Message, frozen=True, tag=True):
     """Stage → supervisor, once, when its process is up. Answered by `Load`. Lost: the process is killed and replaced."""
 
     stage: int
@@ -31,7 +31,7 @@ class Hello(Message, tag=True):
     protocol: int
 
 
-class Load(Message, tag=True):
+class Load(Message, frozen=True, tag=True):
     """Supervisor → stage: what to be. Answered by `LoadProgress`..., then `Loaded` or `StageFailed`."""
 
     epoch: int
@@ -47,7 +47,7 @@ class Load(Message, tag=True):
     step_tokens_max: int
 
 
-class LoadProgress(Message, tag=True):
+class LoadProgress(Message, frozen=True, tag=True):
     """Stage → supervisor, now and then while it loads. Not answered."""
 
     stage: int
@@ -55,7 +55,7 @@ class LoadProgress(Message, tag=True):
     total_bytes: int
 
 
-class Loaded(Message, tag=True):
+class Loaded(Message, frozen=True, tag=True):
     """Stage → supervisor: weights are in. Answered by `Serve` once every stage of the epoch is loaded."""
 
     epoch: int
@@ -66,7 +66,7 @@ class Loaded(Message, tag=True):
     layers: tuple[int, ...]
 
 
-class Serve(Message, tag=True):
+class Serve(Message, frozen=True, tag=True):
     """Supervisor → stage: make room for ``kv_blocks``, open the activation links, accept steps. Answered by `Serving`.
 
     ``upstream`` is the address this stage binds for activations ("" on the first stage), ``downstream`` the one it
@@ -79,7 +79,7 @@ class Serve(Message, tag=True):
     downstream: str
 
 
-class Serving(Message, tag=True):
+class Serving(Message, frozen=True, tag=True):
     """Stage → supervisor: ready for steps of ``epoch``."""
 
     epoch: int
@@ -87,13 +87,13 @@ class Serving(Message, tag=True):
     kv_bytes: int
 
 
-class Drain(Message, tag=True):
+class Drain(Message, frozen=True, tag=True):
     """Supervisor → stage: finish the steps you have, then leave. Answered by the end of the process."""
 
     reason: str
 
 
-class StageFailed(Message, tag=True):
+class StageFailed(Message, frozen=True, tag=True):
     """Stage → supervisor: this stage cannot go on; ``sentence`` is for people. The process ends after it."""
 
     stage: int
@@ -101,7 +101,7 @@ class StageFailed(Message, tag=True):
     sentence: str
 
 
-class StageReport(Message, tag=True):
+class StageReport(Message, frozen=True, tag=True):
     """Stage → supervisor, once a second: facts for `flexpipe ps` and metrics. Not answered; a lost one is not missed."""
 
     stage: int
@@ -113,7 +113,7 @@ class StageReport(Message, tag=True):
 # --- scheduler <-> stages: steps -----------------------------------------------------------------------------------
 
 
-class AdmitSampling(Message, tag=True):
+class AdmitSampling(Message, frozen=True, tag=True):
     """Inside `StepPlan`, for the last stage only: sampling state of a request it has not seen in this epoch.
 
     ``tokens`` int32: prompt and delivered tokens where ``params`` need history, else empty.
@@ -125,7 +125,7 @@ class AdmitSampling(Message, tag=True):
     tokens: bytes
 
 
-class StepPlan(Message, tag=True):
+class StepPlan(Message, frozen=True, tag=True):
     """Scheduler → every stage of the epoch, in one total order: run exactly this batch. Answered by one `StepResult`.
 
     ``requests[r]`` is row r; the int32 byte fields are those of `runtime.interface.RaggedBatch` (``block_tables`` is
@@ -146,7 +146,7 @@ class StepPlan(Message, tag=True):
     retire: tuple[int, ...] = ()
 
 
-class StepResult(Message, tag=True):
+class StepResult(Message, frozen=True, tag=True):
     """Last stage → scheduler: the tokens of a step, parallel to the plan's ``samples``."""
 
     epoch: int
@@ -157,7 +157,7 @@ class StepResult(Message, tag=True):
 # --- stage -> stage: activations -----------------------------------------------------------------------------------
 
 
-class Activation(Message, tag=True):
+class Activation(Message, frozen=True, tag=True):
     """Stage s → stage s + 1: the hidden state of one step. Lost: the next stage sees its upstream lost.
 
     The tensor's bytes are the message's second part, or lie in slot ``slot`` of the link's shared ring where ``slot`` >= 0.

@@ -25,7 +25,7 @@ import numpy as np
 from ..policies.batching import BatchLimits, Candidate, Share, choose_batch
 from ..runtime.interface import BLOCK_TOKENS
 from .block_ledger import BlockLedger
-from .generation import FailureKind, GenerationRequest, TokenEvent
+from .generation import FailureKind, Finish, GenerationRequest, TokenEvent
 from .messages import AdmitSampling, StepPlan, StepResult
 
 
@@ -288,7 +288,7 @@ class SchedulerMachine:
             if self._running[share.request].cancelled:
                 self._end(self._running[share.request])
 
-    def _finish_reason(self, request: _Request, token_id: int) -> str | None:
+    def _finish_reason(self, request: _Request, token_id: int) -> Finish | None:
         if token_id in request.spec.stop_token_ids:
             return "stop"
         return "length" if request.outputs >= request.spec.max_tokens else None

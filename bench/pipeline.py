@@ -153,7 +153,7 @@ async def _ask_all(pipeline: Pipeline, prompts: list[tuple[int, ...]], tokens_ou
         cores=(_cpu_s(pipeline) - busy_s) / took_s,
         stages=tuple(
             {key: stage[key] for key in ("stage", "layers", "weight_bytes", "peak_rss_bytes")} for stage in stages
-        ),  # type: ignore[literal-required]
+        ),
     )
 
 

@@ -19,10 +19,11 @@ err = Console(stderr=True)
 
 PHASES = {
     "download": "downloading",
-    "verify": "checking",
+    "check": "checking",
     "convert": "converting",
-    "tokenizer": "reading the tokenizer",
     "capture": "capturing the model's graph",
+    "probe": "measuring this machine",
+    "measure": "timing the model's parts on this machine",
 }
 """What a `Report` phase is called for people; an unknown one is shown as it is."""
 

@@ -11,13 +11,14 @@ from ..runtime.program import load_program
 from .console import out, progress, ranges, reporter, size, span
 
 
-def plan_command(model: str, stages: int | None, partition: str | None, *, as_json: bool) -> int:
+def plan_command(model: str, stages: int | None, partition: str | None, *, measure: bool, as_json: bool) -> int:
     """Plan ``model`` from its config alone; print it; the exit code."""
     with progress() as display:
         report = reporter(display)
         folder = resolve(model, report=report, need_weights=False)
-        program = load_program(captured(folder.path, report))
-    plan = plan_for(program, stages, partition)
+        program_file = captured(folder.path, report)
+        program = load_program(program_file)
+        plan = plan_for(program, program_file, stages, partition, measure=measure, report=report)
     if as_json:
         print(plan.to_json().decode())
     else:

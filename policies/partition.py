@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from .types import AtomCost, InfeasiblePartition, Link, Partition, StageLimit, stage_cost
+from .types import AtomCost, InfeasiblePartition, Link, Partition, PlanError, StageLimit, stage_cost
 
 IMPOSSIBLE = np.iinfo(np.int64).max
 """Stands for a stage that may not be, larger than any cost."""
@@ -179,7 +179,7 @@ def _earliest_cuts(admissible: npt.NDArray[np.bool_]) -> tuple[int, ...]:
 
 
 def parse_partition(text: str, atoms: Sequence[AtomCost]) -> tuple[int, ...]:
-    """The cuts that a user's ``text`` asks for. Raises ValueError with a sentence.
+    """The cuts that a user's ``text`` asks for. Raises `PlanError`.
 
     Two forms. ``7,9,8,6``: decoder layers per stage; the embedding goes with the first stage, the head with the last.
     ``0:15,15:33,33:50``: ranges of atoms, first included, end not, one per stage, covering all atoms in order; so a stage
@@ -190,13 +190,13 @@ def parse_partition(text: str, atoms: Sequence[AtomCost]) -> tuple[int, ...]:
         return _cuts_by_layers([int(part) for part in parts], atoms)
     if all(":" in part for part in parts):
         return _cuts_by_ranges(parts, len(atoms))
-    raise ValueError(f"partition {text!r} is neither layers per stage (7,9,8,6) nor ranges of atoms (0:15,15:33)")
+    raise PlanError(f"partition {text!r} is neither layers per stage (7,9,8,6) nor ranges of atoms (0:15,15:33)")
 
 
 def _cuts_by_layers(layers: Sequence[int], atoms: Sequence[AtomCost]) -> tuple[int, ...]:
     blocks = sorted({block for atom in atoms for block in atom.blocks})
     if sum(layers) != len(blocks) or min(layers) < 1:
-        raise ValueError(
+        raise PlanError(
             f"partition {','.join(map(str, layers))} has {sum(layers)} layers in {len(layers)} stages, but the model has"
             f" {len(blocks)} and each stage needs at least one"
         )
@@ -205,7 +205,7 @@ def _cuts_by_layers(layers: Sequence[int], atoms: Sequence[AtomCost]) -> tuple[i
         block = blocks[int(done)]
         cut = next(i for i, atom in enumerate(atoms) if block in atom.blocks)
         if atoms[cut].blocks[0] != block:
-            raise ValueError(f"a stage cannot begin at layer {block}: {atoms[cut].name} is one piece")
+            raise PlanError(f"a stage cannot begin at layer {block}: {atoms[cut].name} is one piece")
         cuts.append(cut)
     return tuple(cuts)
 
@@ -215,11 +215,11 @@ def _cuts_by_ranges(parts: Collection[str], count: int) -> tuple[int, ...]:
     for part in parts:
         first, _, end = part.partition(":")
         if not (first.isdecimal() and end.isdecimal()):
-            raise ValueError(f"{part!r} is not a range of atoms such as 0:15")
+            raise PlanError(f"{part!r} is not a range of atoms such as 0:15")
         if int(first) != expected or int(end) <= int(first):
-            raise ValueError(f"range {part} must begin at atom {expected} and hold at least one atom")
+            raise PlanError(f"range {part} must begin at atom {expected} and hold at least one atom")
         cuts.append(int(first))
         expected = int(end)
     if expected != count:
-        raise ValueError(f"the ranges end at atom {expected}, but the model has atoms 0 to {count - 1}: end at {count}")
+        raise PlanError(f"the ranges end at atom {expected}, but the model has atoms 0 to {count - 1}: end at {count}")
     return tuple(cuts[1:])

@@ -12,6 +12,10 @@ from dataclasses import dataclass
 NS_PER_S = 1_000_000_000
 
 
+class PlanError(ValueError):
+    """What was asked for is no plan of this model; the sentence says why."""
+
+
 class InfeasiblePartition(Exception):  # noqa: N818 - the field's term; it is an answer more than an error
     """No partition meets the limits; the sentence names the tightest one and how much is missing.
 

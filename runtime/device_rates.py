@@ -6,8 +6,10 @@ Owns those numbers and where they come from. Used for estimates only, where noth
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import msgspec
 
@@ -31,13 +33,23 @@ _READ_ELEMENTS = 16 << 20
 
 def cpu_rates(threads: int) -> DeviceRates:
     """This machine's CPU in fp32 with ``threads`` threads: probed once, then read from the cache."""
-    file = cache_folder("devices") / f"cpu-{os.cpu_count()}-{threads}.json"
-    try:
-        return msgspec.json.decode(file.read_bytes(), type=DeviceRates)
-    except (OSError, msgspec.MsgspecError):
+    rates = cached_cpu_rates(threads)
+    if rates is None:
         rates = probe_cpu(threads)
-        file.write_bytes(msgspec.json.encode(rates))
-        return rates
+        _cpu_file(threads).write_bytes(msgspec.json.encode(rates))
+    return rates
+
+
+def cached_cpu_rates(threads: int) -> DeviceRates | None:
+    """What an earlier `cpu_rates` found, without torch; None where there was none."""
+    try:
+        return msgspec.json.decode(_cpu_file(threads).read_bytes(), type=DeviceRates)
+    except (OSError, msgspec.MsgspecError):
+        return None
+
+
+def _cpu_file(threads: int) -> Path:
+    return cache_folder("devices") / f"cpu-{os.cpu_count()}-{threads}.json"
 
 
 def probe_cpu(threads: int) -> DeviceRates:
@@ -65,3 +77,7 @@ def _best(work: Callable[[], object]) -> float:
         work()
         best = min(best, time.perf_counter() - start)
     return best
+
+
+if __name__ == "__main__":  # for light processes: python -m flexpipe.runtime.device_rates THREADS
+    cpu_rates(int(sys.argv[1]))

@@ -80,7 +80,7 @@ class ModelledEngine:
             states = self._layer(layer, batch, states)
         if self._layers.stop < self._model.layers:
             # Digests cross the cut as pairs of float32, the dtype of a real hidden state; nobody computes with them there.
-            return StageOutput(hidden=BufferView("float32", (1, batch.tokens, 2), memoryview(states.view(np.uint8))))
+            return StageOutput(hidden=BufferView("float32", (1, batch.tokens, 2), states.view(np.uint8).data))
         drawn = [_draw(states[t], row, self._model) for t, row in zip(batch.sample_tokens, rows, strict=True)]
         return StageOutput(tokens=drawn)
 
@@ -127,7 +127,11 @@ def _draw(state: np.uint64, row: SampleRow, model: ModelledModel) -> SampledToke
         digest = _mix(digest + np.uint64(row.params.seed) + np.uint64(row.position) * np.uint64(7919))
     if row.history is not None:
         digest = _mix(digest + np.uint64(row.history.astype(np.uint64).sum()) + np.uint64(row.prompt_tokens))
-    return SampledToken(int(digest[0] % np.uint64(model.vocabulary)))
+    token = int(digest[0] % np.uint64(model.vocabulary))
+    if row.params.logprobs is None:
+        return SampledToken(token)
+    others = ((token + place) % model.vocabulary for place in range(row.params.logprobs))
+    return SampledToken(token, -1.0, tuple((other, -1.0 - place) for place, other in enumerate(others)))
 
 
 def _mix(values: Digests) -> Digests:

@@ -11,7 +11,10 @@ from types import SimpleNamespace
 import pytest
 import trio
 from flexpipe.actors.generation import GenerationFailedError, GenerationRequest
+from flexpipe.actors.scheduler_machine import SchedulerLimits
 from flexpipe.runtime.interface import SamplingParams
+from flexpipe.sim.modelled_engine import ModelledEngine
+from modelled_pipeline import CONTEXT_TOKENS, MODEL, modelled_pipeline
 from toy_token_source import ToyTokenSource
 
 GREEDY = SamplingParams(temperature=0.0)
@@ -35,7 +38,45 @@ async def toy_world():
         nursery.cancel_scope.cancel()
 
 
-WORLDS = [toy_world]
+class GatedEngine(ModelledEngine):
+    """Computes only while its gate is open."""
+
+    def __init__(self, gate):
+        super().__init__(MODEL)
+        self._gate = gate
+
+    async def run(self, batch, hidden, rows):
+        await self._gate[0].wait()
+        return await super().run(batch, hidden, rows)
+
+
+@asynccontextmanager
+async def pipeline_world():
+    """The real scheduler, supervisor and stages over an in-memory network."""
+    gate = [trio.Event()]
+    gate[0].set()
+    limits = SchedulerLimits(queue_requests_max=2, running_requests_max=2)
+    async with modelled_pipeline(limits=limits, engine=lambda: GatedEngine(gate)) as made:
+        await made.wait_ready()
+
+        async def until(condition):
+            while not condition():
+                await trio.sleep(0.001)
+
+        yield SimpleNamespace(
+            source=made.pipeline,
+            prompt=(1, 2, 3, 4),
+            requests_max=4,
+            context_tokens=CONTEXT_TOKENS,
+            hold=lambda: gate.__setitem__(0, trio.Event()),
+            release=lambda: gate[0].set(),  # noqa: PLW0108 - the event changes
+            lose_stage=lambda: made.launcher.processes[1].signal(kill=True),
+            until=until,
+        )
+        gate[0].set()
+
+
+WORLDS = [toy_world, pipeline_world]
 
 
 @pytest.fixture(params=WORLDS, ids=lambda world: world.__name__)
