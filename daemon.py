@@ -34,7 +34,7 @@ from .actors.supervisor_machine import PipelineSpec, PipelineState, StagePlan, S
 from .policies.batching import BatchLimits
 from .preparation import PreparedModel
 from .runtime.interface import BLOCK_TOKENS
-from .runtime.text_stream import TextStream
+from .runtime.text.text_stream import TextStream
 from .transport.zmq_link import ZmqTransport
 
 LOG_FOLDERS_KEPT = 20

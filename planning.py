@@ -13,7 +13,7 @@ import msgspec
 
 from .policies.partition import PartitionProblem, explain_infeasible, parse_partition, partition, partition_at
 from .policies.types import NS_PER_S, AtomCost, Link, Partition, PlanError, StageCost, StageLimit
-from .runtime.costs import DTYPE_BYTES, DeviceRates, StepLoad, atom_costs, estimated_seconds
+from .runtime.costing.costs import DTYPE_BYTES, DeviceRates, StepLoad, atom_costs, estimated_seconds
 from .runtime.program import Dim, Program
 
 LOCAL_LINK = Link(latency_ns=50_000, bytes_per_s=2e9)

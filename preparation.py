@@ -13,14 +13,14 @@ from pathlib import Path
 from .actors.config import ServeConfig
 from .actors.devices import StageDevice, assign, default_devices, parse_devices
 from .planning import Plan, make_plan
-from .runtime.capture import program_file
-from .runtime.costs import DeviceRates, StepLoad
-from .runtime.device_rates import cached_cpu_rates
-from .runtime.model_folder import ModelError, Report, silent
-from .runtime.model_store import resolve
-from .runtime.profile import device_key, load_profile
+from .runtime.capturing.capture import program_file
+from .runtime.costing.costs import DeviceRates, StepLoad
+from .runtime.costing.device_rates import cached_cpu_rates
+from .runtime.costing.profile import device_key, load_profile
+from .runtime.models.model_folder import ModelError, Report, silent
+from .runtime.models.model_store import resolve
 from .runtime.program import Program, load_program
-from .runtime.tokenizer import HfTokenizer
+from .runtime.text.tokenizer import HfTokenizer
 
 PLANNED_REQUESTS = 8
 PLANNED_CONTEXT_TOKENS = 512
@@ -75,7 +75,7 @@ def plan_for(
     """
     if measure:
         report("measure", 0, 0)
-        _in_child("flexpipe.runtime.engine_timer", str(program_path), "cpu", "1", dtype)
+        _in_child("flexpipe.runtime.costing.engine_timer", str(program_path), "cpu", "1", dtype)
     load = StepLoad.decode(PLANNED_REQUESTS, min(PLANNED_CONTEXT_TOKENS, program.context_tokens))
     profile = load_profile(program, device_key("cpu", 1, dtype))
     return make_plan(
@@ -94,7 +94,7 @@ def captured(folder: Path, report: Report = silent) -> Path:
     file = program_file(folder)
     if not file.exists():
         report("capture", 0, 0)
-        _in_child("flexpipe.runtime.capture", str(folder), str(file))
+        _in_child("flexpipe.runtime.capturing.capture", str(folder), str(file))
     return file
 
 
@@ -103,7 +103,7 @@ def _rates(report: Report) -> DeviceRates:
     rates = cached_cpu_rates(1)
     if rates is None:
         report("probe", 0, 0)
-        _in_child("flexpipe.runtime.device_rates", "1")
+        _in_child("flexpipe.runtime.costing.device_rates", "1")
         rates = cached_cpu_rates(1)
     assert rates is not None
     return rates

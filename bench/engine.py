@@ -23,8 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from ..runtime.capture import program_file
-from ..runtime.costs import DeviceRates, StepLoad
+from ..runtime.capturing.capture import program_file
+from ..runtime.costing.costs import DeviceRates, StepLoad
 from ..runtime.interface import BLOCK_TOKENS, RaggedBatch, SampleRow, SamplingParams, StageSpec
 from ..runtime.program import Program, load_program
 from ..runtime.stage_engine import LoweredStageEngine

@@ -50,7 +50,7 @@ def roofline(rounds: int) -> tuple[float, float]:
     """(bytes/s read from memory, multiply-adds/s in torch's best matrix product), each at its best."""
     memory = torch.ones(CACHE_BYTES)
     a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)
-    best = best_of(rounds, {"read": lambda: memory.sum(), "gemm": lambda: a @ b})
+    best = best_of(rounds, {"read": memory.sum, "gemm": lambda: a @ b})
     return memory.nbytes / best["read"], 1024**3 / best["gemm"]
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 
-from ..runtime.costs import DeviceRates, StepLoad, Work, atom_work
+from ..runtime.costing.costs import DeviceRates, StepLoad, Work, atom_work
 from ..runtime.kernels.linear import pack_linear
 from ..runtime.program import Program
 

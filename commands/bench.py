@@ -11,7 +11,7 @@ from .console import err, out, size
 def engine_command(model: str, concurrency: Sequence[int], threads: int, *, compare: bool, as_json: bool) -> int:
     """One stage's engine without sockets; the exit code."""
     from ..bench import engine
-    from ..runtime.model_store import resolve
+    from ..runtime.models.model_store import resolve
 
     result = engine.run(
         resolve(model).path,

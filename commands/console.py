@@ -12,7 +12,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from ..actors.generation import StageStatus
-    from ..runtime.model_folder import Report
+    from ..runtime.models.model_folder import Report
 
 out = Console()
 err = Console(stderr=True)

@@ -141,8 +141,8 @@ def _cache() -> list[Finding]:
 
 
 def _models() -> list[Finding]:
-    from ..runtime.model_cache import converted_folder
-    from ..runtime.pull import KNOWN_MODELS
+    from ..runtime.models.model_cache import converted_folder
+    from ..runtime.models.pull import KNOWN_MODELS
 
     present = [name for name in KNOWN_MODELS if converted_folder(name).is_dir()]
     if not present:

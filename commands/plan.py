@@ -6,7 +6,7 @@ from rich.table import Table
 
 from ..planning import Plan
 from ..preparation import captured, plan_for
-from ..runtime.model_store import resolve
+from ..runtime.models.model_store import resolve
 from ..runtime.program import load_program
 from .console import out, progress, ranges, reporter, size, span
 

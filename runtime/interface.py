@@ -163,7 +163,7 @@ class StageEngine(Protocol):
 
 
 class Tokenizer(Protocol):
-    """Text to ids and back, and the chat template; implemented in ``runtime.tokenizer`` without torch."""
+    """Text to ids and back, and the chat template; implemented in ``runtime.text.tokenizer`` without torch."""
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:

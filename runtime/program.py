@@ -19,10 +19,10 @@ PROGRAM_VERSION = 1
 Dim = int | str
 
 ATTEND = "flexpipe.attend.default"
-"""The target of attention nodes; `runtime.operators` has its schema."""
+"""The target of attention nodes; `runtime.capturing.operators` has its schema."""
 
 EXPERT_LINEAR = "flexpipe.expert_linear.default"
-"""The target of linear layers that a router chooses per token; `runtime.operators` has its schema."""
+"""The target of linear layers that a router chooses per token; `runtime.capturing.operators` has its schema."""
 
 
 class Ref(msgspec.Struct, frozen=True, tag="ref"):

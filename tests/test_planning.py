@@ -5,11 +5,11 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from flexpipe.policies.types import InfeasiblePartition
-from flexpipe.runtime.capture import capture
-from flexpipe.runtime.costs import StepLoad
-from flexpipe.runtime.device_rates import STATED_RATES
 from flexpipe.planning import Plan, make_plan
+from flexpipe.policies.types import InfeasiblePartition
+from flexpipe.runtime.capturing.capture import capture
+from flexpipe.runtime.costing.costs import StepLoad
+from flexpipe.runtime.costing.device_rates import STATED_RATES
 from tiny_models import LAYERS, captured
 
 CONFIGS = Path(__file__).parents[1] / "examples" / "configs"

@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import openai
 import pytest
-from flexpipe.runtime.model_store import resolve
+from flexpipe.runtime.models.model_store import resolve
 from served import served
 
 pytestmark = pytest.mark.slow

@@ -83,7 +83,7 @@ class _Tile(NamedTuple):
 
     arguments: int
     first: int  # token
-    count: int  # tokens
+    tokens: int
     row: int  # of the block tables
     first_head: int
     heads: int  # KV heads
@@ -150,7 +150,7 @@ def _values(tile: Any, block: int) -> int:
 def _write_tokens(tile: Any) -> None:
     """Store keys and values of the tile's tokens in their pages."""
     arguments = tile.arguments
-    for token in range(tile.count):
+    for token in range(tile.tokens):
         block, slot = (
             _position(tile, token) // BLOCK_TOKENS,
             _position(tile, token) % BLOCK_TOKENS,
@@ -181,7 +181,7 @@ def _scale_queries(tile: Any) -> None:
     token_floats = tile.group * tile.key_size
     target = tile.queries
     for head in range(tile.first_head, tile.first_head + tile.heads):
-        for token in range(tile.first, tile.first + tile.count):
+        for token in range(tile.first, tile.first + tile.tokens):
             source = _argument(tile.arguments, _Q) + token * _argument(tile.arguments, _Q_BYTES)
             source += head * token_floats * FLOAT_BYTES
             for index in range(token_floats):
@@ -297,8 +297,8 @@ def _soften_row(
 @compiler.inlined
 def _score_span(tile: Any, first_block: int, end_block: int, scores: int) -> None:
     """Scores of every row against the keys of some blocks, and a look ahead at the next page."""
-    rows = tile.count * tile.group
-    last_block = _position(tile, tile.count - 1) // BLOCK_TOKENS
+    rows = tile.tokens * tile.group
+    last_block = _position(tile, tile.tokens - 1) // BLOCK_TOKENS
     for block in range(first_block, end_block):
         keys = _keys(tile, block)
         ahead = _keys(tile, min(block + 1, last_block)) - keys
@@ -315,14 +315,14 @@ def _soften_span(tile: Any, start: int, scores: int) -> None:
     """Scores of a span that begins at position ``start`` to weights, each row over what its token sees."""
     softcap = load_float(tile.arguments + 8 * _FLOATS + 4)
     for head in range(tile.heads):
-        for token in range(tile.count):
+        for token in range(tile.tokens):
             position = _position(tile, token)
             low, high = (
                 max(0, position - tile.window + 1 - start),
                 min(_SPAN_TOKENS, position + 1 - start),
             )
             if high > low:
-                first_row = (head * tile.count + token) * tile.group
+                first_row = (head * tile.tokens + token) * tile.group
                 for row in range(first_row, first_row + tile.group):
                     _soften_row(
                         scores + row * _SPAN_BYTES, low, high, softcap, tile.maxima + row * FLOAT_BYTES,
@@ -334,13 +334,13 @@ def _soften_span(tile: Any, start: int, scores: int) -> None:
 def _weigh_block(tile: Any, head: int, block: int, values: int, weights: int, ahead: int) -> None:
     """Add a head's values of a page: to all rows at once where all see all of it, else token by token what each sees."""
     start = block * BLOCK_TOKENS
-    first_row = head * tile.count * tile.group
+    first_row = head * tile.tokens * tile.group
     sums = tile.sums + first_row * tile.value_bytes
     weights += first_row * _SPAN_BYTES
-    last = _position(tile, tile.count - 1)
+    last = _position(tile, tile.tokens - 1)
     if start + BLOCK_TOKENS - 1 <= _position(tile, 0) and start > last - tile.window:
         _weigh_values(
-            tile.count * tile.group,
+            tile.tokens * tile.group,
             weights,
             values,
             tile.value_bytes,
@@ -349,7 +349,7 @@ def _weigh_block(tile: Any, head: int, block: int, values: int, weights: int, ah
             ahead,
         )
         return
-    for token in range(tile.count):
+    for token in range(tile.tokens):
         position = _position(tile, token)
         low, high = (
             max(0, position - tile.window + 1 - start),
@@ -370,7 +370,7 @@ def _attend_span(tile: Any, span: int) -> None:
         span * _SPAN_BLOCKS,
         max(0, _position(tile, 0) - tile.window + 1) // BLOCK_TOKENS,
     )
-    last_block = _position(tile, tile.count - 1) // BLOCK_TOKENS
+    last_block = _position(tile, tile.tokens - 1) // BLOCK_TOKENS
     end_block = min((span + 1) * _SPAN_BLOCKS, last_block + 1)
     _score_span(
         tile,
@@ -392,7 +392,7 @@ def _attend_span(tile: Any, span: int) -> None:
 @compiler.inlined
 def _finish_rows(tile: Any) -> None:
     """Divide the sums of weighted values by the sums of weights and store them."""
-    rows_per_head = tile.count * tile.group
+    rows_per_head = tile.tokens * tile.group
     for row in range(tile.heads * rows_per_head):
         token, member = row % rows_per_head // tile.group, row % tile.group
         out = _argument(tile.arguments, _OUT) + (tile.first + token) * _argument(tile.arguments, _OUT_BYTES)
@@ -413,10 +413,10 @@ def _attend_tile(arguments: int, chunk: int, thread: int) -> None:
     _scale_queries(tile)
     for place in range(tile.totals, tile.maxima, LANES_BYTES):  # the totals and the sums
         store(place, splat(_ZERO))
-    for row in range(tile.heads * tile.count * tile.group):
+    for row in range(tile.heads * tile.tokens * tile.group):
         store_float(tile.maxima + row * FLOAT_BYTES, _MINUS_INFINITY)
     first_span = max(0, _position(tile, 0) - tile.window + 1) // _SPAN_TOKENS
-    for span in range(first_span, _position(tile, tile.count - 1) // _SPAN_TOKENS + 1):
+    for span in range(first_span, _position(tile, tile.tokens - 1) // _SPAN_TOKENS + 1):
         _attend_span(tile, span)
     _finish_rows(tile)
 

@@ -6,10 +6,10 @@ import sys
 
 import pytest
 import torch
-from flexpipe.runtime.capture import capture, main, program_file
-from flexpipe.runtime.operators import CaptureError
+from flexpipe.runtime.capturing.capture import capture, main, program_file
+from flexpipe.runtime.capturing.operators import CaptureError
+from flexpipe.runtime.capturing.reference import constant_tensors, run_atoms
 from flexpipe.runtime.program import ListArg, Literal, load_program, save_program
-from flexpipe.runtime.reference import constant_tensors, run_atoms
 from safetensors import safe_open
 from tiny_models import FAMILIES, GROUPED, LAYERS, VOCABULARY, captured, random_model
 from transformers import AutoConfig, BertConfig, BloomConfig, Llama4TextConfig, LlamaConfig, MambaConfig, T5Config
@@ -197,5 +197,5 @@ def test_the_command_says_what_was_wrong(tmp_path, capsys):
 
 
 def test_asking_for_the_cached_file_imports_no_torch():
-    script = "import sys, flexpipe.runtime.capture, flexpipe.planning; sys.exit('torch' in sys.modules)"
+    script = "import sys, flexpipe.runtime.capturing.capture, flexpipe.planning; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

@@ -1,7 +1,7 @@
 """Costs read off graphs against arithmetic done by hand, and against transformers' own parameter counts."""
 
 import pytest
-from flexpipe.runtime.costs import (
+from flexpipe.runtime.costing.costs import (
     DeviceRates,
     StepLoad,
     activation_bytes,

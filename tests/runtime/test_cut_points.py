@@ -1,10 +1,10 @@
 """Cuts by liveness, on tapes written by hand: one value crosses, or there is no cut."""
 
 import pytest
-from flexpipe.runtime.atoms import assemble
-from flexpipe.runtime.cut_points import divide
+from flexpipe.runtime.capturing.atoms import assemble
+from flexpipe.runtime.capturing.cut_points import divide
+from flexpipe.runtime.capturing.tape import Entry, Tape
 from flexpipe.runtime.program import ATTEND, Literal, Node, Ref, WeightSpec
-from flexpipe.runtime.tape import Entry, Tape
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import FAMILIES, LAYERS, captured

@@ -10,7 +10,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 
 from engine_harness import Request, load_stages, serve
-from flexpipe.runtime.capture import capture
+from flexpipe.runtime.capturing.capture import capture
 from flexpipe.runtime.program import load_program, save_program
 from tiny_models import FAMILIES, VOCABULARY, random_model
 

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from engine_harness import BlockSource, Request, build_batch, feed, load_stages, run_step
 from flexpipe.runtime import kv_pages
 from flexpipe.runtime.backends import choose_backend
-from flexpipe.runtime.capture import capture
+from flexpipe.runtime.capturing.capture import capture
 from flexpipe.runtime.interface import (
     BufferView,
     EngineError,

@@ -7,9 +7,9 @@ import zipfile
 import gguf
 import numpy as np
 import pytest
-from flexpipe.runtime.gguf_file import read_gguf
-from flexpipe.runtime.gguf_import import import_gguf
-from flexpipe.runtime.model_folder import (
+from flexpipe.runtime.models.gguf_file import read_gguf
+from flexpipe.runtime.models.gguf_import import import_gguf
+from flexpipe.runtime.models.model_folder import (
     BrokenCheckpointError,
     MissingTensorError,
     ModelError,
@@ -17,8 +17,8 @@ from flexpipe.runtime.model_folder import (
     open_model_folder,
     silent,
 )
-from flexpipe.runtime.pull import KNOWN_MODELS, pull
-from flexpipe.runtime.weight_writer import WeightWriter
+from flexpipe.runtime.models.pull import KNOWN_MODELS, pull
+from flexpipe.runtime.models.weight_writer import WeightWriter
 from safetensors import safe_open
 from safetensors.numpy import load_file
 from tiny_checkpoint import random_weights, write_tiny_checkpoint

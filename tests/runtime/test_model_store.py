@@ -8,8 +8,8 @@ from contextlib import contextmanager
 
 import huggingface_hub.constants
 import pytest
-from flexpipe.runtime import model_cache
-from flexpipe.runtime.model_folder import (
+from flexpipe.runtime.models import model_cache
+from flexpipe.runtime.models.model_folder import (
     BrokenCheckpointError,
     MissingTensorError,
     ModelError,
@@ -17,8 +17,8 @@ from flexpipe.runtime.model_folder import (
     open_model_folder,
     safetensors_names,
 )
-from flexpipe.runtime.model_store import HubError, resolve
-from flexpipe.runtime.pull import KNOWN_MODELS, PullError, pull
+from flexpipe.runtime.models.model_store import HubError, resolve
+from flexpipe.runtime.models.pull import KNOWN_MODELS, PullError, pull
 from safetensors.numpy import save_file
 from tiny_checkpoint import random_weights, write_tiny_checkpoint
 from tiny_gguf import write_tiny_gguf
@@ -160,7 +160,7 @@ def test_a_changed_gguf_file_is_converted_again(tiny, tmp_path):
 KILLED_BUILD = """
 import os, sys
 from pathlib import Path
-from flexpipe.runtime.model_cache import build_once
+from flexpipe.runtime.models.model_cache import build_once
 
 def build(partial):
     (partial / "config.json").write_text("half")

@@ -1,11 +1,11 @@
 """Profiles: what is measured, how loads between are answered, and the cache."""
 
 import pytest
-from flexpipe.runtime.costs import DeviceRates, StepLoad
-from flexpipe.runtime.device_rates import cpu_rates
-from flexpipe.runtime.engine_timer import EngineTimer, main, profile_program
 from flexpipe.planning import make_plan
-from flexpipe.runtime.profile import (
+from flexpipe.runtime.costing.costs import DeviceRates, StepLoad
+from flexpipe.runtime.costing.device_rates import cpu_rates
+from flexpipe.runtime.costing.engine_timer import EngineTimer, main, profile_program
+from flexpipe.runtime.costing.profile import (
     CONTEXTS,
     DECODE_BATCHES,
     PREFILL_TOKENS,

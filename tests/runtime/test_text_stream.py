@@ -2,9 +2,9 @@ import json
 import random
 
 import pytest
-from flexpipe.runtime.pull import pull
-from flexpipe.runtime.text_stream import CONTEXT_TOKENS, PENDING_TOKENS_MAX, TextStream
-from flexpipe.runtime.tokenizer import HfTokenizer
+from flexpipe.runtime.models.pull import pull
+from flexpipe.runtime.text.text_stream import CONTEXT_TOKENS, PENDING_TOKENS_MAX, TextStream
+from flexpipe.runtime.text.tokenizer import HfTokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_checkpoint import CORPUS, VOCABULARY_SIZE, write_tiny_checkpoint

@@ -4,12 +4,12 @@ import sys
 
 import gguf
 import pytest
-from flexpipe.runtime.gguf_file import read_gguf
-from flexpipe.runtime.gguf_tokenizer import write_tokenizer
 from flexpipe.runtime.interface import Tokenizer
-from flexpipe.runtime.model_folder import BrokenCheckpointError, UnknownArchitectureError
-from flexpipe.runtime.pull import pull
-from flexpipe.runtime.tokenizer import HfTokenizer, TokenizerMissingError
+from flexpipe.runtime.models.gguf_file import read_gguf
+from flexpipe.runtime.models.gguf_tokenizer import write_tokenizer
+from flexpipe.runtime.models.model_folder import BrokenCheckpointError, UnknownArchitectureError
+from flexpipe.runtime.models.pull import pull
+from flexpipe.runtime.text.tokenizer import HfTokenizer, TokenizerMissingError
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_checkpoint import CORPUS, END, TURN_END, VOCABULARY_SIZE, write_json, write_tiny_checkpoint
@@ -184,8 +184,8 @@ def test_a_missing_or_damaged_tokenizer_is_one_sentence(tmp_path):
 NO_TORCH = """
 import sys
 from pathlib import Path
-from flexpipe.runtime.text_stream import TextStream
-from flexpipe.runtime.tokenizer import HfTokenizer
+from flexpipe.runtime.text.text_stream import TextStream
+from flexpipe.runtime.text.tokenizer import HfTokenizer
 
 tokenizer = HfTokenizer(Path(sys.argv[1]))
 TextStream(tokenizer).push(tokenizer.apply_chat_template([{"role": "user", "content": "hi"}])[0])

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import cache
 
 import torch
-from flexpipe.runtime.capture import capture
+from flexpipe.runtime.capturing.capture import capture
 from flexpipe.runtime.program import Program
 from transformers import (
     AutoModelForCausalLM,

@@ -65,7 +65,7 @@ plain = st.recursive(
 
 @given(
     st.binary(max_size=300)
-    | plain.filter(lambda value: not isinstance(value, dict) or "kind" not in value).map(_pack := msgpack.packb)
+    | plain.filter(lambda value: not isinstance(value, dict) or "kind" not in value).map(msgpack.packb)
 )
 def test_garbage_raises_nothing_but_frame_errors(data):
     with pytest.raises(FrameError):
@@ -130,9 +130,9 @@ def test_each_length_limit_holds(message, sentence):
 
 def test_the_limit_of_the_whole_holds_both_ways():
     large = Plan(1, (), b"x" * 600)
-    with pytest.raises(FrameError, match="Plan is 6.. bytes long, the limit is 500"):
+    with pytest.raises(FrameError, match=r"Plan is 6\d\d bytes long, the limit is 500"):
         Codec(Kinds, LIMITS).encode(large)
-    with pytest.raises(FrameError, match="6.. bytes long, the limit is 500"):
+    with pytest.raises(FrameError, match=r"6\d\d bytes long, the limit is 500"):
         Codec(Kinds, LIMITS).decode(CODEC.encode(large))
 
 

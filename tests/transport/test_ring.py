@@ -72,7 +72,7 @@ async def test_a_slot_that_was_given_back_is_free_again_and_wakes_a_waiter(tmp_p
 async def test_cancelled_acquires_lose_no_slot(tmp_path):
     with ring(tmp_path) as (writer, reader):
         held = [await writer.acquire() for _ in range(SLOTS)]
-        for round_number in range(30):
+        for _ in range(30):
             with trio.move_on_after(0) as scope:
                 await writer.acquire()
             assert scope.cancelled_caught
@@ -185,12 +185,20 @@ async def test_a_killed_writer_leaves_its_data_and_nothing_else(tmp_path):
         assert list(tmp_path.iterdir()) == []
 
 
+def memory_map():
+    return Path("/proc/self/maps").read_text()
+
+
+def open_descriptors():
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
 async def test_closing_leaves_no_descriptor_and_no_file(tmp_path):
-    before = os.listdir("/proc/self/fd")
+    before = open_descriptors()
     for _ in range(3):
         with ring(tmp_path) as (writer, reader):
             slot = await writer.acquire()
             reader.view(slot, 1)
-    assert len(os.listdir("/proc/self/fd")) == len(before)
+    assert open_descriptors() == before
     assert list(tmp_path.iterdir()) == []
-    assert "flexpipe-ring" not in Path("/proc/self/maps").read_text()
+    assert "flexpipe-ring" not in memory_map()

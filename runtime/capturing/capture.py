@@ -2,7 +2,7 @@
 
 Owns the order of the steps (skeleton, export, tape, cuts, atoms) and the cache key. Imports torch and transformers only
 while capturing, so that light processes can ask for `program_file` and leave the work to a child process:
-``python -m flexpipe.runtime.capture MODEL_FOLDER OUT.json``.
+``python -m flexpipe.runtime.capturing.capture MODEL_FOLDER OUT.json``.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .cache_folder import cache_folder
-from .interface import EngineError
-from .program import PROGRAM_VERSION, AttentionLayer, Program, save_program
+from ..cache_folder import cache_folder
+from ..interface import EngineError
+from ..program import PROGRAM_VERSION, AttentionLayer, Program, save_program
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -81,7 +81,7 @@ def program_file(model_folder: Path | str) -> Path:
 def main(arguments: list[str]) -> int:
     """Capture ``MODEL_FOLDER`` into ``OUT.json``; exit code 0, 1 with a sentence on stderr, 2 for misuse."""
     if len(arguments) != 2:
-        print("usage: python -m flexpipe.runtime.capture MODEL_FOLDER OUT.json", file=sys.stderr)
+        print("usage: python -m flexpipe.runtime.capturing.capture MODEL_FOLDER OUT.json", file=sys.stderr)
         return 2
     try:
         save_program(capture(Path(arguments[0])), Path(arguments[1]))

@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from .model_folder import CHAT_TEMPLATE_FILE, BrokenCheckpointError, read_json_object
+from ..models.model_folder import CHAT_TEMPLATE_FILE, BrokenCheckpointError, read_json_object
 
 SPECIAL_TOKENS_FILE = "special_tokens_map.json"
 DEFAULT_TEMPLATE = "default"

@@ -14,8 +14,8 @@ import torch
 from sympy import Symbol
 from torch.export.graph_signature import InputKind
 
+from ..program import Argument, Dim, ListArg, Literal, Node, Ref, WeightSpec
 from .operators import CaptureError
-from .program import Argument, Dim, ListArg, Literal, Node, Ref, WeightSpec
 from .skeleton import Skeleton
 from .tape import STEP_INPUTS, Entry, Tape, node_references
 

@@ -1,6 +1,6 @@
 """What a device can do at best: stated limits for well-known ones, a short probe for this machine's CPU.
 
-Owns those numbers and where they come from. Used for estimates only, where nothing was measured (see `runtime.profile`).
+Owns those numbers and where they come from. Used for estimates only, where nothing was measured (see `runtime.costing.profile`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from .cache_folder import cache_folder
+from ..cache_folder import cache_folder
 from .costs import DeviceRates
 
 PROBE_S = 0.4
@@ -79,5 +79,5 @@ def _best(work: Callable[[], object]) -> float:
     return best
 
 
-if __name__ == "__main__":  # for light processes: python -m flexpipe.runtime.device_rates THREADS
+if __name__ == "__main__":  # for light processes: python -m flexpipe.runtime.costing.device_rates THREADS
     cpu_rates(int(sys.argv[1]))

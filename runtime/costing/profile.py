@@ -1,7 +1,7 @@
 """How long each distinct graph takes on a device, measured once and kept on disk.
 
 Owns the grid of loads, the interpolation between them, and the cache keyed by program and device. Does not know how an
-atom is run: a `Timer` is passed in (see `runtime.engine_timer` for the one that drives a stage engine).
+atom is run: a `Timer` is passed in (see `runtime.costing.engine_timer` for the one that drives a stage engine).
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Protocol
 
 import msgspec
 
-from .cache_folder import cache_folder
+from ..cache_folder import cache_folder
+from ..program import Graph, Program
 from .costs import StepLoad
-from .program import Graph, Program
 
 PROFILE_VERSION = 1
 

@@ -1,7 +1,7 @@
 """Times atoms as a stage would run them: random weights, the real engine, steps of a stated load.
 
 Owns the making of small programs of equal atoms, their random checkpoints and their batches. Knows nothing of grids or
-caches (see `runtime.profile`, whose `Timer` this is).
+caches (see `runtime.costing.profile`, whose `Timer` this is).
 
 A run of several equal atoms with weights of their own is timed as one stage and divided, so that caches are as cold as
 they are in service and a step's fixed cost (checks, prelude, buffers) is shared as a stage shares it.
@@ -22,11 +22,11 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from ..interface import BLOCK_TOKENS, BufferView, EngineError, RaggedBatch, SampleRow, SamplingParams, StageSpec
+from ..program import Atom, Program, WeightSpec, load_program, save_program
+from ..stage_engine import LoweredStageEngine
 from .costs import StepLoad, weight_bytes
-from .interface import BLOCK_TOKENS, BufferView, EngineError, RaggedBatch, SampleRow, SamplingParams, StageSpec
 from .profile import Profile, device_key, load_profile, measure, save_profile
-from .program import Atom, Program, WeightSpec, load_program, save_program
-from .stage_engine import LoweredStageEngine
 
 RUN_ATOMS_MAX = 4
 """Equal atoms timed in one run."""
@@ -42,7 +42,7 @@ WEIGHT_SPREAD = 0.02
 
 
 class EngineTimer:
-    """A `runtime.profile.Timer`. ``folder`` must stay while it is used; keep one timer per process, as engines ask.
+    """A `profile.Timer`. ``folder`` must stay while it is used; keep one timer per process, as engines ask.
 
     ``device``, ``threads`` and ``dtype`` are a `StageSpec`'s.
     """
@@ -164,7 +164,9 @@ def profile_program(program: Program, device: str = "cpu", threads: int = 1, dty
 def main(arguments: list[str]) -> int:
     """Measure ``PROGRAM.json DEVICE THREADS DTYPE`` into the cache, for light processes; exit code 0, 1 or 2."""
     if len(arguments) != 4 or not arguments[2].isdecimal():
-        print("usage: python -m flexpipe.runtime.engine_timer PROGRAM.json DEVICE THREADS DTYPE", file=sys.stderr)
+        print(
+            "usage: python -m flexpipe.runtime.costing.engine_timer PROGRAM.json DEVICE THREADS DTYPE", file=sys.stderr
+        )
         return 2
     file, device, threads, dtype = arguments
     try:

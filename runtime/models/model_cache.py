@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .cache_folder import cache_folder
+from ..cache_folder import cache_folder
 from .model_folder import BrokenCheckpointError, ModelError, ModelFolder, open_model_folder
 
 CONVERSION_VERSION = 1

@@ -12,8 +12,7 @@ from typing import Any
 
 from tokenizers import Tokenizer as Backend
 
-from .chat_template import ChatTemplate, read_chat_template
-from .model_folder import (
+from ..models.model_folder import (
     CONFIG_FILE,
     GENERATION_CONFIG_FILE,
     TOKENIZER_CONFIG_FILE,
@@ -21,6 +20,7 @@ from .model_folder import (
     BrokenCheckpointError,
     read_json_object,
 )
+from .chat_template import ChatTemplate, read_chat_template
 
 _WORD_START = "\u2581"
 """Sentencepiece's mark for a space before a word."""

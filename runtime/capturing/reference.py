@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from .program import ATTEND, EXPERT_LINEAR, Argument, Atom, Graph, ListArg, Literal, Node, Program, Ref
+from ..program import ATTEND, EXPERT_LINEAR, Argument, Atom, Graph, ListArg, Literal, Node, Program, Ref
 
 _LITERALS: dict[str, Any] = {
     "float": float,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from .program import Argument, ListArg, Node, Ref, WeightSpec
+from ..program import Argument, ListArg, Node, Ref, WeightSpec
 
 STEP_INPUTS = ("token_ids", "positions", "sample_tokens")
 """What every step brings to every stage: int64 [1, T], [1, T] and [N]."""

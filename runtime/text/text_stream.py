@@ -11,7 +11,7 @@ and is cut back to the last piece whenever it is complete again.
 
 from __future__ import annotations
 
-from .interface import Tokenizer
+from ..interface import Tokenizer
 
 REPLACEMENT = "\ufffd"
 

@@ -15,8 +15,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ..policies.types import NS_PER_S, AtomCost
-from .program import ATTEND, EXPERT_LINEAR, Atom, AttentionLayer, Graph, Node, Program, Ref
+from ...policies.types import NS_PER_S, AtomCost
+from ..program import ATTEND, EXPERT_LINEAR, Atom, AttentionLayer, Graph, Node, Program, Ref
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int64": 8, "int32": 4, "int8": 1, "bool": 1, "float64": 8}
 """Bytes per element, by torch's names."""

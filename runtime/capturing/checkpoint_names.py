@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import Concatenate, MergeModulelist, WeightConverter, WeightRenaming
 
-from .program import WeightSpec
+from ..program import WeightSpec
 
 
 def as_stored(model: PreTrainedModel, weights: Mapping[str, WeightSpec]) -> dict[str, WeightSpec]:

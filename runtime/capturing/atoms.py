@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 
 import msgspec
 
+from ..program import ATTEND, Argument, Atom, AttentionLayer, Dim, Graph, ListArg, Literal, Node, Ref, WeightSpec
 from .cut_points import Division, Piece, attend_layer
-from .program import ATTEND, Argument, Atom, AttentionLayer, Dim, Graph, ListArg, Literal, Node, Ref, WeightSpec
 from .tape import STEP_INPUTS, Entry, node_references
 
 HIDDEN = "hidden"

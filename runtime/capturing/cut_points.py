@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from .program import ATTEND, Literal, Node
+from ..program import ATTEND, Literal, Node
 from .tape import STEP_INPUTS, Entry, Tape, node_references
 
 _LAYER = re.compile(r"(?:^|\.)(\d+)(?:\.|$)")

@@ -12,7 +12,7 @@ import torch
 from transformers import AttentionInterface
 from transformers.integrations.moe import ExpertsInterface
 
-from .interface import EngineError
+from ..interface import EngineError
 
 IMPLEMENTATION = "flexpipe"
 """The name under which transformers knows our attention and our experts."""
