@@ -196,7 +196,7 @@ def pull(model: str = DEFAULT_MODEL, /, *, from_file: Path | None = None, json: 
     """
     from .commands.console import out, progress, reporter, size
     from .runtime import pull as known
-    from .runtime.model_store import resolve
+    from .runtime.models.model_store import resolve
 
     with progress() as display:
         report = reporter(display)

@@ -20,7 +20,7 @@ from .stop_strings import StopScanner
 
 
 class TextStream(Protocol):
-    """Tokens of one sequence to text, piece by piece; `runtime.text_stream` has the real one."""
+    """Tokens of one sequence to text, piece by piece; `runtime.text.text_stream` has the real one."""
 
     def push(self, token_id: int) -> str:
         """Take the next token; return the text that is certain now ("" inside a character of several tokens)."""
