@@ -27,10 +27,11 @@ from .actors.gateway import GatewayConfig, make_app
 from .actors.gateway import serve as serve_app
 from .actors.http_server import ServerLimits
 from .actors.pipeline import Pipeline
+from .actors.pipeline_spec import PipelineSpec, StagePlan, SupervisorLimits
 from .actors.scheduler import Scheduler
 from .actors.scheduler_machine import SchedulerLimits
 from .actors.supervisor import Supervisor
-from .actors.supervisor_machine import PipelineSpec, PipelineState, StagePlan, SupervisorLimits, SupervisorMachine
+from .actors.supervisor_machine import PipelineState, SupervisorMachine
 from .policies.batching import BatchLimits
 from .preparation import PreparedModel
 from .runtime.interface import BLOCK_TOKENS

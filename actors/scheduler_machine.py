@@ -20,13 +20,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from ..policies.batching import BatchLimits, Candidate, Share, choose_batch
 from ..runtime.interface import BLOCK_TOKENS
 from .block_ledger import BlockLedger
 from .generation import FailureKind, Finish, GenerationRequest, TokenEvent
-from .messages import AdmitSampling, StepPlan, StepResult
+from .messages import StepPlan, StepResult
+from .step_plan import PlannedRow, Sequence, plan_step
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,27 +116,6 @@ class SchedulerError(Exception):
     """An event that cannot happen in this state: a bug of ours or of a stage. Nothing was changed."""
 
 
-@dataclass(slots=True)
-class _Request:
-    """What the scheduler knows of one request. ``tokens`` is prompt + delivered; ``computed`` of them have KV."""
-
-    id: int
-    spec: GenerationRequest
-    tokens: list[int]
-    computed: int = 0
-    in_step: bool = False
-    cancelled: bool = False
-    sampling_admitted: bool = False
-
-    @property
-    def outputs(self) -> int:
-        return len(self.tokens) - len(self.spec.prompt)
-
-    @property
-    def missing(self) -> int:
-        return len(self.tokens) - self.computed
-
-
 @dataclass(frozen=True, slots=True)
 class SchedulerCounts:
     """A snapshot for `flexpipe ps` and metrics."""
@@ -156,8 +134,8 @@ class SchedulerMachine:
 
     def __init__(self, limits: SchedulerLimits) -> None:
         self.limits = limits
-        self._waiting: dict[int, _Request] = {}
-        self._running: dict[int, _Request] = {}
+        self._waiting: dict[int, Sequence] = {}
+        self._running: dict[int, Sequence] = {}
         self._steps: dict[int, tuple[StepPlan, tuple[Share, ...]]] = {}
         self._pipeline: PipelineUp | None = None
         self._down = PipelineDown("not_ready", "the pipeline is starting")
@@ -213,7 +191,7 @@ class SchedulerMachine:
             raise SchedulerError(f"request {event.request} was submitted twice")
         refusal = self._refusal(event.spec)
         if refusal is None:
-            self._waiting[event.request] = _Request(event.request, event.spec, list(event.spec.prompt))
+            self._waiting[event.request] = Sequence(event.request, event.spec, list(event.spec.prompt))
         else:
             yield Fail(event.request, *refusal)
 
@@ -288,17 +266,17 @@ class SchedulerMachine:
             if self._running[share.request].cancelled:
                 self._end(self._running[share.request])
 
-    def _finish_reason(self, request: _Request, token_id: int) -> Finish | None:
+    def _finish_reason(self, request: Sequence, token_id: int) -> Finish | None:
         if token_id in request.spec.stop_token_ids:
             return "stop"
         return "length" if request.outputs >= request.spec.max_tokens else None
 
-    def _end(self, request: _Request) -> None:
+    def _end(self, request: Sequence) -> None:
         del self._running[request.id]
         self._ledger.release(request.id)
         self._retire(request)
 
-    def _retire(self, request: _Request) -> None:
+    def _retire(self, request: Sequence) -> None:
         if request.sampling_admitted:
             self._retired.append(request.id)
 
@@ -312,8 +290,18 @@ class SchedulerMachine:
                 return
             plan = self._plan(shares)
             self._steps[plan.step] = (plan, tuple(shares))
-            self._next_step += 1
             yield SendStep(plan)
+
+    def _plan(self, shares: list[Share]) -> StepPlan:
+        assert self._pipeline is not None
+        rows = [
+            PlannedRow(self._running[share.request], share.tokens, self._ledger.blocks_of(share.request))
+            for share in shares
+        ]
+        plan = plan_step(self._pipeline.epoch, self._next_step, rows, self._retired)
+        self._next_step += 1
+        self._retired = []
+        return plan
 
     def _chosen(self) -> list[Share]:
         assert self._pipeline is not None
@@ -336,7 +324,7 @@ class SchedulerMachine:
                 granted.append(share)
         return granted
 
-    def _keep_running(self, runner: _Request, tokens: int, granted: list[Share]) -> bool:
+    def _keep_running(self, runner: Sequence, tokens: int, granted: list[Share]) -> bool:
         blocks = _blocks(runner.computed + tokens)
         while not self._ledger.grow(runner.id, blocks):
             victim = self._victim(runner, granted)
@@ -345,7 +333,7 @@ class SchedulerMachine:
             self._preempt(victim)
         return True
 
-    def _let_in(self, newcomer: _Request) -> bool:
+    def _let_in(self, newcomer: Sequence) -> bool:
         """Admit where the whole prompt fits and each runner could still grow by a block: else it would soon be preempted."""
         blocks = _blocks(len(newcomer.tokens))
         if blocks + len(self._running) > self._ledger.free or not self._ledger.grow(newcomer.id, blocks):
@@ -353,7 +341,7 @@ class SchedulerMachine:
         self._running[newcomer.id] = self._waiting.pop(newcomer.id)
         return True
 
-    def _victim(self, request: _Request, keep: list[Share]) -> _Request | None:
+    def _victim(self, request: Sequence, keep: list[Share]) -> Sequence | None:
         """The youngest runner, younger than ``request``, that is in no step."""
         kept = {share.request for share in keep}
         for other in sorted(self._running.values(), key=lambda r: r.id, reverse=True):
@@ -363,62 +351,13 @@ class SchedulerMachine:
                 return other
         return None
 
-    def _preempt(self, victim: _Request) -> None:
+    def _preempt(self, victim: Sequence) -> None:
         del self._running[victim.id]
         self._ledger.release(victim.id)
         victim.computed = 0
         self._preemptions += 1
         self._waiting = dict(sorted([(victim.id, victim), *self._waiting.items()]))
 
-    def _plan(self, shares: list[Share]) -> StepPlan:
-        assert self._pipeline is not None
-        requests = [self._running[share.request] for share in shares]
-        tables = [self._ledger.blocks_of(request.id) for request in requests]
-        width = max(len(table) for table in tables)
-        block_tables = np.full((len(shares), width), -1, np.int32)
-        token_ids: list[int] = []
-        positions: list[int] = []
-        row_starts = [0]
-        sample_tokens: list[int] = []
-        samples: list[int] = []
-        admit: list[AdmitSampling] = []
-        for row, (request, share) in enumerate(zip(requests, shares, strict=True)):
-            block_tables[row, : len(tables[row])] = tables[row]
-            end = request.computed + share.tokens
-            token_ids.extend(request.tokens[request.computed : end])
-            positions.extend(range(request.computed, end))
-            row_starts.append(len(token_ids))
-            request.in_step = True
-            if end == len(request.tokens):
-                sample_tokens.append(len(token_ids) - 1)
-                samples.append(row)
-                if not request.sampling_admitted:
-                    request.sampling_admitted = True
-                    admit.append(_admission(request))
-        retired, self._retired = self._retired, []
-        return StepPlan(
-            epoch=self._pipeline.epoch,
-            step=self._next_step,
-            requests=tuple(request.id for request in requests),
-            token_ids=_int32(token_ids),
-            positions=_int32(positions),
-            row_starts=_int32(row_starts),
-            block_tables=block_tables.tobytes(),
-            sample_tokens=_int32(sample_tokens),
-            samples=tuple(samples),
-            admit=tuple(admit),
-            retire=tuple(retired),
-        )
-
 
 def _blocks(tokens: int) -> int:
     return -(-tokens // BLOCK_TOKENS)
-
-
-def _int32(values: list[int]) -> bytes:
-    return np.asarray(values, np.int32).tobytes()
-
-
-def _admission(request: _Request) -> AdmitSampling:
-    tokens = request.tokens if request.spec.params.needs_history else []
-    return AdmitSampling(request.id, request.spec.params, len(request.spec.prompt), _int32(tokens))

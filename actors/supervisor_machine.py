@@ -22,44 +22,7 @@ from dataclasses import dataclass
 
 from ..policies.kv_room import NoRoomError, StageRoom, kv_blocks
 from .messages import PROTOCOL_VERSION, Drain, Hello, Load, Loaded, LoadProgress, Serve, Serving, StageFailed
-
-
-@dataclass(frozen=True, slots=True)
-class StagePlan:
-    """What one stage is to be; ``first_name`` and ``last_name`` are atom names, for people."""
-
-    first_atom: int
-    end_atom: int
-    first_name: str
-    last_name: str
-    device: str
-    threads: int
-
-
-@dataclass(frozen=True, slots=True)
-class PipelineSpec:
-    """What the pipeline is to be. ``kv_blocks_max`` bounds the KV blocks; ``context_tokens`` is the model's."""
-
-    model_folder: str
-    program_file: str
-    stages: tuple[StagePlan, ...]
-    dtype: str
-    deterministic: bool
-    step_tokens_max: int
-    kv_blocks_max: int
-    context_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class SupervisorLimits:
-    """Bounds, in seconds unless said. ``start_s_max``: from spawn to serving."""
-
-    start_s_max: float = 600.0
-    drain_s_max: float = 30.0
-    terminate_s_max: float = 2.0
-    restarts_max: int = 5
-    restart_pause_s: float = 0.5
-    steady_s: float = 60.0
+from .pipeline_spec import PipelineSpec, SupervisorLimits
 
 
 class PipelineState(enum.Enum):
@@ -290,21 +253,7 @@ class SupervisorMachine:
                 f"stage {stage} speaks protocol {message.protocol}, this build speaks {PROTOCOL_VERSION}"
             )
         record.phase, record.pid = StagePhase.LOADING, message.pid
-        plan = self.spec.stages[stage]
-        load = Load(
-            epoch=self.epoch,
-            stage=stage,
-            model_folder=self.spec.model_folder,
-            program_file=self.spec.program_file,
-            first_atom=plan.first_atom,
-            end_atom=plan.end_atom,
-            device=plan.device,
-            threads=plan.threads,
-            dtype=self.spec.dtype,
-            deterministic=self.spec.deterministic,
-            step_tokens_max=self.spec.step_tokens_max,
-        )
-        return [Tell(stage, load)]
+        return [Tell(stage, self.spec.load_message(self.epoch, stage))]
 
     def _open(self) -> list[Instruction]:
         rooms = [

@@ -5,7 +5,8 @@ import json
 import pytest
 import trio
 from flexpipe.actors.generation import GenerationFailedError, GenerationRequest
-from flexpipe.actors.supervisor_machine import PipelineState, SupervisorLimits
+from flexpipe.actors.pipeline_spec import SupervisorLimits
+from flexpipe.actors.supervisor_machine import PipelineState
 from flexpipe.runtime.interface import EngineError, SamplingParams
 from flexpipe.sim.modelled_engine import ModelledEngine, expected_tokens
 from flexpipe.transport.memory import Weather

@@ -8,10 +8,11 @@ from itertools import pairwise
 import trio
 from flexpipe.actors.event_log import EventLog
 from flexpipe.actors.pipeline import Pipeline
+from flexpipe.actors.pipeline_spec import PipelineSpec, StagePlan, SupervisorLimits
 from flexpipe.actors.scheduler import Scheduler
 from flexpipe.actors.scheduler_machine import SchedulerLimits
 from flexpipe.actors.supervisor import Supervisor
-from flexpipe.actors.supervisor_machine import PipelineSpec, StagePlan, SupervisorLimits, SupervisorMachine
+from flexpipe.actors.supervisor_machine import SupervisorMachine
 from flexpipe.sim.modelled_engine import ModelledEngine, ModelledModel
 from flexpipe.sim.task_launcher import TaskLauncher
 from flexpipe.transport.memory import MemoryNetwork, Weather
