@@ -101,7 +101,7 @@ class _Tile(NamedTuple):
 
 
 @compiler.inlined
-def _tile_of(arguments: int, chunk: int, thread: int) -> Any:
+def _tile_of(arguments: int, chunk: int, thread: int) -> _Tile:
     """The tile and KV heads of a chunk, with its thread's scratch memory divided."""
     heads = _argument(arguments, _HEADS_PER_CHUNK)
     head_groups = (_argument(arguments, _KV_HEADS) + heads - 1) // heads
@@ -123,12 +123,12 @@ def _tile_of(arguments: int, chunk: int, thread: int) -> Any:
 
 
 @compiler.inlined
-def _position(tile: Any, token: int) -> int:
+def _position(tile: _Tile, token: int) -> int:
     return int(load_int32(tile.positions + token * 4))
 
 
 @compiler.inlined
-def _keys(tile: Any, block: int) -> int:
+def _keys(tile: _Tile, block: int) -> int:
     """Address of the first head's keys in the page that holds a block of the tile's row."""
     arguments = tile.arguments
     table = _argument(arguments, _TABLES) + tile.row * _argument(arguments, _TABLE_BYTES)
@@ -138,7 +138,7 @@ def _keys(tile: Any, block: int) -> int:
 
 
 @compiler.inlined
-def _values(tile: Any, block: int) -> int:
+def _values(tile: _Tile, block: int) -> int:
     """Address of the first head's values in the page that holds a block of the tile's row."""
     keys_left = _argument(tile.arguments, _KV_HEADS) - tile.first_head
     return (
@@ -147,7 +147,7 @@ def _values(tile: Any, block: int) -> int:
 
 
 @compiler.inlined
-def _write_tokens(tile: Any) -> None:
+def _write_tokens(tile: _Tile) -> None:
     """Store keys and values of the tile's tokens in their pages."""
     arguments = tile.arguments
     for token in range(tile.tokens):
@@ -175,7 +175,7 @@ def _write_tile(arguments: int, chunk: int, thread: int) -> None:
 
 
 @compiler.inlined
-def _scale_queries(tile: Any) -> None:
+def _scale_queries(tile: _Tile) -> None:
     """Copy the tile's queries, times the scale, to dense rows."""
     scale = load_float(tile.arguments + 8 * _FLOATS)
     token_floats = tile.group * tile.key_size
@@ -295,7 +295,7 @@ def _soften_row(
 
 
 @compiler.inlined
-def _score_span(tile: Any, first_block: int, end_block: int, scores: int) -> None:
+def _score_span(tile: _Tile, first_block: int, end_block: int, scores: int) -> None:
     """Scores of every row against the keys of some blocks, and a look ahead at the next page."""
     rows = tile.tokens * tile.group
     last_block = _position(tile, tile.tokens - 1) // BLOCK_TOKENS
@@ -311,7 +311,7 @@ def _score_span(tile: Any, first_block: int, end_block: int, scores: int) -> Non
 
 
 @compiler.inlined
-def _soften_span(tile: Any, start: int, scores: int) -> None:
+def _soften_span(tile: _Tile, start: int, scores: int) -> None:
     """Scores of a span that begins at position ``start`` to weights, each row over what its token sees."""
     softcap = load_float(tile.arguments + 8 * _FLOATS + 4)
     for head in range(tile.heads):
@@ -331,7 +331,7 @@ def _soften_span(tile: Any, start: int, scores: int) -> None:
 
 
 @compiler.inlined
-def _weigh_block(tile: Any, head: int, block: int, values: int, weights: int, ahead: int) -> None:
+def _weigh_block(tile: _Tile, head: int, block: int, values: int, weights: int, ahead: int) -> None:
     """Add a head's values of a page: to all rows at once where all see all of it, else token by token what each sees."""
     start = block * BLOCK_TOKENS
     first_row = head * tile.tokens * tile.group
@@ -364,7 +364,7 @@ def _weigh_block(tile: Any, head: int, block: int, values: int, weights: int, ah
 
 
 @compiler.inlined
-def _attend_span(tile: Any, span: int) -> None:
+def _attend_span(tile: _Tile, span: int) -> None:
     """One span of 128 positions: scores, weights, weighted values."""
     first_block = max(
         span * _SPAN_BLOCKS,
@@ -390,7 +390,7 @@ def _attend_span(tile: Any, span: int) -> None:
 
 
 @compiler.inlined
-def _finish_rows(tile: Any) -> None:
+def _finish_rows(tile: _Tile) -> None:
     """Divide the sums of weighted values by the sums of weights and store them."""
     rows_per_head = tile.tokens * tile.group
     for row in range(tile.heads * rows_per_head):

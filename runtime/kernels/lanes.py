@@ -61,7 +61,7 @@ def fused_multiply_add(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, c: ir.Va
     return call_llvm(builder, "llvm.fmuladd.v16f32", VECTOR, [a, b, c])
 
 
-Emit = Callable[[ir.IRBuilder, Any], ir.Value]
+Emit = Callable[[ir.IRBuilder, Any], ir.Value | None]
 
 
 def _operation(result: Any, arguments: tuple[Any, ...], emit: Emit) -> Any:
@@ -77,6 +77,8 @@ def _operation(result: Any, arguments: tuple[Any, ...], emit: Emit) -> Any:
             return intrinsic(lambda _typing, _a: (signature, codegen))
         case 2:
             return intrinsic(lambda _typing, _a, _b: (signature, codegen))
+        case 6:
+            return intrinsic(lambda _typing, _a, _b, _c, _d, _e, _f: (signature, codegen))
         case _:
             return intrinsic(lambda _typing, _a, _b, _c: (signature, codegen))
 
@@ -149,6 +151,25 @@ def _zero_below(b: ir.IRBuilder, args: Any) -> ir.Value:
     )
 
 
+def _store_transposed(b: ir.IRBuilder, args: Any) -> None:
+    """Four rows of 16 to 16 rows of four, by transposing 4 x 4 blocks."""
+    address, step, *rows = args
+    start = pointer(b, address)
+
+    def pick(low: ir.Value, high: ir.Value, *lanes_: int) -> ir.Value:
+        return b.shuffle_vector(low, high, ir.Constant(ir.VectorType(I32, 4), list(lanes_)))
+
+    for block in range(LANES // 4):
+        r0, r1, r2, r3 = (pick(row, row, *range(4 * block, 4 * block + 4)) for row in rows)
+        low01, high01, low23, high23 = (
+            pick(p, q, *o) for p, q in ((r0, r1), (r2, r3)) for o in ((0, 4, 1, 5), (2, 6, 3, 7))
+        )
+        halves = ((low01, low23), (high01, high23))
+        for index, column in enumerate(pick(p, q, *o) for p, q in halves for o in ((0, 1, 4, 5), (2, 3, 6, 7))):
+            offset = b.mul(step, ir.Constant(step.type, 4 * block + index))
+            b.store(column, b.gep(start, [offset], source_etype=ir.IntType(8)), align=FLOAT_BYTES)
+
+
 load = _operation(
     lanes,
     (types.int64,),
@@ -158,6 +179,9 @@ store = _operation(
     types.void,
     (types.int64, lanes),
     lambda b, a: b.store(a[1], pointer(b, a[0]), align=FLOAT_BYTES),
+)
+store_transposed = _operation(  # (address, step, row 0 .. row 3): lane i of the four goes to address + i * step
+    types.void, (types.int64, types.int64, lanes, lanes, lanes, lanes), _store_transposed
 )
 load_first = _operation(lanes, (types.int64, types.int64), _load_first)  # (address, count): lanes beyond count are 0
 store_first = _operation(types.void, (types.int64, lanes, types.int64), _store_first)  # (address, value, count)

@@ -41,10 +41,8 @@ WIDE_COLUMNS = 4 * LANES
 
 _ACCUMULATORS = 24 if WIDE_REGISTERS else 6  # vectors of 16 floats that stay in registers
 
-_PREFETCH_BYTES = 8192
-"""How far ahead weights are asked for. Measured on Zen 4 from memory at 8 rows: 21 GB/s without, 25 with."""
-
-_PREFETCH_ROWS = 5  # below, loads alone keep memory busy and prefetching cost up to a tenth
+PREFETCH_ROWS = 5
+"""Below, loads alone keep memory busy, and prefetching cost up to a tenth."""
 
 
 def _offset(builder: ir.IRBuilder, base: ir.Value, byte_count: ir.Value | int) -> ir.Value:
@@ -57,7 +55,7 @@ class _Block:
     """One register block: ``rows`` of A times ``vectors`` of B, advanced together along k.
 
     ``a_row_bytes`` is None where A is packed, [k][rows]. ``b_row_bytes`` leads from one k to the next.
-    With every line of B the line ``ahead`` bytes on is asked for.
+    ``ahead`` is what to ask memory for meanwhile: (start, bytes a step of k).
     """
 
     builder: ir.IRBuilder
@@ -65,23 +63,26 @@ class _Block:
     vectors: int
     a_row_bytes: ir.Value | None
     b_row_bytes: ir.Value
-    ahead: ir.Value | None
+    ahead: tuple[ir.Value, ir.Value] | None
 
     def starts(self, a: ir.Value, b: ir.Value) -> list[ir.Value]:
-        """The pointers that move along k: one or every row of A, and B."""
-        if self.a_row_bytes is None:
-            return [a, b]
-        offsets = [self.builder.mul(self.a_row_bytes, _I64(row)) for row in range(self.rows)]
-        return [*(_offset(self.builder, a, offset) for offset in offsets), b]
+        """The pointers that move along k: one or every row of A, B, and what is asked for ahead."""
+        rows = 1 if self.a_row_bytes is None else self.rows
+        a_starts = [
+            _offset(self.builder, a, self.builder.mul(self.a_row_bytes or _I64(0), _I64(row))) for row in range(rows)
+        ]
+        return [*a_starts, b] if self.ahead is None else [*a_starts, b, self.ahead[0]]
 
     def multiply_add(self, cursors: list[ir.Value], sums: list[ir.Value], k: int) -> list[ir.Value]:
         """The sums after step ``k`` beyond the cursors."""
         builder = self.builder
-        b = _offset(builder, cursors[-1], builder.mul(self.b_row_bytes, _I64(k)))
+        b_place = 1 if self.a_row_bytes is None else self.rows
+        b = _offset(builder, cursors[b_place], builder.mul(self.b_row_bytes, _I64(k)))
         places = [_offset(builder, b, vector * LANES_BYTES) for vector in range(self.vectors)]
         if self.ahead is not None:
-            for place in places:
-                emit_prefetch(builder, _offset(builder, place, self.ahead))
+            line = _offset(builder, cursors[-1], builder.mul(self.ahead[1], _I64(k)))
+            for vector in range(self.vectors):
+                emit_prefetch(builder, _offset(builder, line, vector * LANES_BYTES))
         columns = [builder.load(place, typ=VECTOR, align=FLOAT_BYTES) for place in places]
         new: list[ir.Value] = []
         for row in range(self.rows):
@@ -98,12 +99,13 @@ class _Block:
 
     def advance(self, cursors: list[ir.Value], k: int) -> list[ir.Value]:
         """The cursors ``k`` steps on."""
-        a_step = FLOAT_BYTES * k * (self.rows if self.a_row_bytes is None else 1)
-        b_step = self.builder.mul(self.b_row_bytes, _I64(k))
-        return [
-            *(_offset(self.builder, a, a_step) for a in cursors[:-1]),
-            _offset(self.builder, cursors[-1], b_step),
-        ]
+        builder = self.builder
+        packed = self.a_row_bytes is None
+        steps = [_I64(FLOAT_BYTES * self.rows)] if packed else [_I64(FLOAT_BYTES)] * self.rows
+        steps.append(self.b_row_bytes)
+        if self.ahead is not None:
+            steps.append(self.ahead[1])
+        return [_offset(builder, c, builder.mul(step, _I64(k))) for c, step in zip(cursors, steps, strict=True)]
 
     def loop(
         self,
@@ -172,16 +174,19 @@ class _Block:
 
 
 def _tile_function(module: ir.Module, vectors: int, *, packed: bool) -> ir.Function:
-    """A function (rows, a, a_row_bytes, b, b_row_bytes, c, c_row_bytes, k, fresh, ahead), with code for each number of rows."""
+    """A function of (rows, a, a_row_bytes, b, b_row_bytes, c, c_row_bytes, k, fresh, ahead, ahead_step).
+
+    It holds one block of code for each number of rows.
+    """
     name = f"flexpipe_tile_{vectors}_{'packed' if packed else 'strided'}"
-    function = function_of(module, ir.FunctionType(ir.VoidType(), [_I64] * 10), name)
+    function = function_of(module, ir.FunctionType(ir.VoidType(), [_I64] * 11), name)
     if function.blocks:
         return function
     function.linkage = "linkonce_odr"
     function.attributes.add("noinline")
-    rows_value, a, a_row_bytes, b, b_row_bytes, c, c_row_bytes, k, fresh, ahead = function.args
+    rows_value, a, a_row_bytes, b, b_row_bytes, c, c_row_bytes, k, fresh, ahead, ahead_step = function.args
     builder = ir.IRBuilder(function.append_basic_block("entry"))
-    a_start, b_start, c_start = (pointer(builder, address) for address in (a, b, c))
+    a_start, b_start, c_start, ahead_start = (pointer(builder, address) for address in (a, b, c, ahead))
     is_fresh = builder.icmp_signed("!=", fresh, _I64(0))
     end = function.append_basic_block("end")
     switch = builder.switch(rows_value, end)
@@ -191,20 +196,15 @@ def _tile_function(module: ir.Module, vectors: int, *, packed: bool) -> ir.Funct
         together = next(
             width for width in (4, 2, 1) if width <= vectors and (rows * width <= _ACCUMULATORS or width == 1)
         )
-        if packed:
-            weights_ahead = _I64(_PREFETCH_BYTES) if rows >= _PREFETCH_ROWS else None
-            block = _Block(
-                builder,
-                rows,
-                together,
-                None,
-                _I64(vectors * LANES_BYTES),
-                weights_ahead,
-            )
-        else:
-            block = _Block(builder, rows, together, a_row_bytes, b_row_bytes, ahead)
         for first in range(0, vectors, together):
-            b_first, c_first = (_offset(builder, start, first * LANES_BYTES) for start in (b_start, c_start))
+            b_first, c_first, ahead_first = (
+                _offset(builder, start, first * LANES_BYTES) for start in (b_start, c_start, ahead_start)
+            )
+            looks_ahead = not packed or rows >= PREFETCH_ROWS
+            block = _Block(
+                builder, rows, together, None if packed else a_row_bytes,
+                _I64(vectors * LANES_BYTES) if packed else b_row_bytes, (ahead_first, ahead_step) if looks_ahead else None,
+            )  # fmt: skip
             block.emit(a_start, b_first, c_first, c_row_bytes, k, is_fresh)
         builder.branch(end)
     builder.position_at_end(end)
@@ -221,24 +221,30 @@ def multiply_packed(
     c: Any,
     c_row_bytes: Any,
     k: Any,
+    ahead: Any,
+    ahead_step: Any,
 ) -> Any:
     """C [rows, 32] = A [rows, k] B [k, 32], A packed as [k][rows], B dense; rows of C are ``c_row_bytes`` apart.
 
-    ``rows`` is 1 to `ROWS_MAX`.
+    ``rows`` is 1 to `ROWS_MAX`. From `PREFETCH_ROWS` rows on, memory is asked meanwhile for the two lines at ``ahead``, and
+    with each further step of k for those ``ahead_step`` bytes on.
     """
 
     def codegen(context: Any, builder: ir.IRBuilder, _signature: Any, args: Any) -> ir.Value:
-        count, a_, b_, c_, c_row, steps = args
+        count, a_, b_, c_, c_row, steps, ahead_, step = args
         zero = _I64(0)
         function = _tile_function(builder.module, 2, packed=True)
-        builder.call(function, [count, a_, zero, b_, zero, c_, c_row, steps, _I64(1), zero])
+        builder.call(function, [count, a_, zero, b_, zero, c_, c_row, steps, _I64(1), ahead_, step])
         return context.get_dummy_value()
 
-    return types.void(*[types.int64] * 6), codegen
+    return types.void(*[types.int64] * 8), codegen
 
 
 def _strided(vectors: int) -> Any:
-    """The intrinsic C [rows, 16 x vectors] = A [rows, k] B [k, 16 x vectors], or += where ``fresh`` is 0."""
+    """The intrinsic C [rows, 16 x vectors] = A [rows, k] B [k, 16 x vectors], or += where ``fresh`` is 0.
+
+    With every line of B memory is asked for the line ``ahead`` bytes on.
+    """
 
     def multiply(
         typingctx: Any,
@@ -254,7 +260,9 @@ def _strided(vectors: int) -> Any:
         ahead: Any,
     ) -> Any:
         def codegen(context: Any, builder: ir.IRBuilder, _signature: Any, args: Any) -> ir.Value:
-            builder.call(_tile_function(builder.module, vectors, packed=False), args)
+            *given, ahead_ = args
+            lines_ahead = builder.add(args[3], ahead_)
+            builder.call(_tile_function(builder.module, vectors, packed=False), [*given, lines_ahead, args[4]])
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 10), codegen
