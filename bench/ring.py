@@ -29,7 +29,7 @@ async def _read(folder: str, size: int) -> None:
     async with ZmqTransport.open() as transport:
         with RingReader.listen(f"{folder}/ring") as ring:
             link = await transport.bind(f"ipc://{folder}/link", name="reader", limits=LIMITS)
-            while (part := (await link.receive())[0]) != b"end":
+            while len(part := (await link.receive())[0]):
                 if len(part) == size:
                     _touch(part)
                 else:
@@ -65,7 +65,7 @@ async def _write(folder: str, size: int, seconds: float) -> tuple[float, float]:
             while time.perf_counter() < start + seconds:
                 await link.send([data.data])
                 moved += size
-            await link.send([b"end"])
+            await link.send([b""])
             await link.receive()
             return ring_rate, moved / (time.perf_counter() - start)
 
