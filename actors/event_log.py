@@ -19,7 +19,7 @@ CATALOGUE: Mapping[str, tuple[str, ...]] = {
     "daemon_stopped": ("reason",),
     # supervisor
     "stage_spawned": ("epoch", "stage", "pid"),
-    "stage_loaded": ("epoch", "stage", "weight_bytes", "kv_bytes_per_block"),
+    "stage_loaded": ("epoch", "stage", "weight_bytes", "kv_bytes_per_block", "backend"),
     "stage_exited": ("epoch", "stage", "code"),
     "stage_lost": ("epoch", "stage", "sentence"),
     "pipeline_up": ("epoch", "stages", "kv_blocks"),

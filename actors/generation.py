@@ -60,6 +60,8 @@ class GenerationFailedError(Exception):
 class StageStatus(TypedDict):
     """One stage as `flexpipe ps --json` shows it: atoms ``first_atom`` to ``last_atom`` by name, ``layers`` by number.
 
+    ``backend`` says what computes the stage, and why that.
+
     ``state`` is a supervisor phase ("loading", "serving", ...). Pages are KV blocks of one layer; every stage has as many.
     ``busy_s`` and ``steps`` count since the process started; both, and ``peak_rss_bytes``, are at most a second old.
     """
@@ -72,6 +74,7 @@ class StageStatus(TypedDict):
     first_atom: str
     last_atom: str
     layers: list[int]
+    backend: str
     weight_bytes: int
     weight_bytes_loaded: int
     weight_bytes_expected: int

@@ -64,6 +64,7 @@ class Loaded(Message, frozen=True, tag=True):
     kv_bytes_per_block: int
     memory_free_bytes: int
     layers: tuple[int, ...]
+    backend: str
 
 
 class Serve(Message, frozen=True, tag=True):

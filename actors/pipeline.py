@@ -51,6 +51,7 @@ class Pipeline:
             first_atom=plan.first_name,
             last_atom=plan.last_name,
             layers=list(record.loaded.layers) if record.loaded else [],
+            backend=record.loaded.backend if record.loaded else "",
             weight_bytes=record.loaded.weight_bytes if record.loaded else 0,
             weight_bytes_loaded=record.done_bytes,
             weight_bytes_expected=record.total_bytes,

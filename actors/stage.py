@@ -218,6 +218,7 @@ class StageActor:
                     stage=self._stage,
                     weight_bytes=facts.weight_bytes,
                     kv_bytes_per_block=facts.kv_bytes_per_block,
+                    backend=facts.backend,
                 )
                 await self._tell(
                     Loaded(
@@ -227,6 +228,7 @@ class StageActor:
                         facts.kv_bytes_per_block,
                         facts.memory_free_bytes,
                         facts.layers,
+                        facts.backend,
                     )
                 )
             case OpenPipeline(serve):

@@ -123,12 +123,13 @@ class StageSpec:
 
 @dataclass(frozen=True, slots=True)
 class StageFacts:
-    """What a loaded stage weighs. All sizes in bytes."""
+    """What a loaded stage weighs. All sizes in bytes. ``backend`` says in words what computes it, and why that."""
 
     weight_bytes: int
     kv_bytes_per_block: int
     memory_free_bytes: int
     layers: tuple[int, ...]
+    backend: str
 
 
 @dataclass(slots=True)

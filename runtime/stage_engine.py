@@ -73,6 +73,7 @@ class LoweredStageEngine:
             kv_bytes_per_block=self.pages.bytes_per_block,
             memory_free_bytes=free_bytes(self._device),
             layers=tuple(sorted(self.pages.layers)),
+            backend=self.backend_reason,
         )
 
     def reserve(self, blocks: int) -> None:

@@ -65,6 +65,7 @@ class ModelledEngine:
             kv_bytes_per_block=len(self._layers) * BLOCK_TOKENS * _BYTES_PER_CONTENT,
             memory_free_bytes=self._memory_free_bytes,
             layers=tuple(self._layers),
+            backend="modelled",
         )
 
     async def reserve(self, blocks: int) -> int:

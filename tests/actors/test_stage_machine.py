@@ -24,7 +24,7 @@ from flexpipe.actors.stage_machine import (
 from flexpipe.runtime.interface import BufferView, StageFacts, StageOutput
 
 LOAD = Load(1, 0, "folder", "program", 0, 3, "cpu", 1, "float32", False, 512)
-FACTS = StageFacts(100, 10, 1000, (0, 1))
+FACTS = StageFacts(100, 10, 1000, (0, 1), "modelled")
 OUTPUT = StageOutput()
 
 

@@ -46,7 +46,7 @@ def from_stage(machine, stage, message):
 
 
 def loaded(machine, stage, free=1 << 20, per_block=1024):
-    return from_stage(machine, stage, Loaded(machine.epoch, stage, 5, per_block, free, (stage,)))
+    return from_stage(machine, stage, Loaded(machine.epoch, stage, 5, per_block, free, (stage,), "modelled"))
 
 
 def bring_up(machine):
