@@ -31,6 +31,14 @@ class LoadedAtom:
     layers: tuple[KvLayer, ...]
     weights: tuple[Any, ...]
     head: bool
+    flat: bool
+
+    def run(self, step: Any, values: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """Compute from ``values`` by name; the hidden state is brought into the form that the graph takes."""
+        hidden = values.get("hidden")
+        if hidden is not None and (hidden.dim() == 2) != self.flat:
+            values["hidden"] = hidden[0] if self.flat else hidden[None]
+        return self.call(step, self.layers, *[values[name] for name in self.inputs], *self.weights)
 
 
 class AtomLoader:
@@ -85,4 +93,4 @@ class AtomLoader:
             self.weight_bytes += int(weight.nbytes)
             weights.append(weight)
         head = "sample_tokens" in graph.inputs and not layers
-        return LoadedAtom(name, graph.call, graph.inputs, layers, tuple(weights), head)
+        return LoadedAtom(name, graph.call, graph.inputs, layers, tuple(weights), head, graph.flat)

@@ -4,8 +4,9 @@
 The functions below are names, not computations: passes put them into graphs as targets, and a `Backend` has a method of
 the same name for each. Knows no program, no checkpoint, no batch.
 
-Shapes: a value of T tokens is ``[1, T, ...]``; an operator may be given any tensor whose elements lie token by token (a
-view with another last axis), because the weight or the layer tells it the width.
+Shapes: a value of T tokens is ``[1, T, ...]``, or ``[T, ...]`` in flat graphs (`passes.flat`); an operator may be given
+any tensor whose elements lie token by token (a view with another last axis), because the weight or the layer tells it
+the width.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def attend(
     ``query`` [1, T, query heads * key dim], ``key`` and ``value`` likewise with the KV heads; rows may lie apart (a slice
     of a wider tensor). ``cos`` and ``sin`` hold T rows of the rotated width r (halves rotate against each other, as in
     Llama; what lies beyond r stays). ``window``, ``softcap`` and ``sinks`` as in ``flexpipe::attend``. Gives
-    [1, T, query heads * value dim].
+    the query's shape with query heads * value dim.
     """
     _named("attend")
 

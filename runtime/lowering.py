@@ -15,6 +15,7 @@ from torch import nn
 from . import lowered
 from .passes.attention import lower_attention
 from .passes.constants import addmm_to_linear, fold_constants, scale_into_linear
+from .passes.flat import flatten_tokens
 from .passes.importing import Draft, import_graph
 from .passes.linears import fuse_gates, fuse_residuals, merge_siblings, pack_linears
 from .passes.norms import fuse_gelu, fuse_norms
@@ -34,6 +35,7 @@ PASSES: tuple[Callable[[Draft], None], ...] = (
     pack_linears,
     fuse_residuals,
     drop_views,
+    flatten_tokens,
 )
 """In this order: constants first, so that norms see plain weights; attention before merging, which looks for it."""
 
@@ -43,7 +45,8 @@ class LoweredGraph:
     """``call(step, layers, *inputs, *weights)`` gives the graph's outputs, a tuple.
 
     ``layers`` are the atom's `KvLayer` by ordinal, ``inputs`` in the order of the program's graph, ``weights`` what
-    ``recipes`` make of the weight ``slots``, in their order.
+    ``recipes`` make of the weight ``slots``, in their order. The hidden state is [T, W] where
+    the graph is ``flat``, else [1, T, W].
     """
 
     call: Callable[..., tuple[torch.Tensor, ...]]
@@ -51,6 +54,7 @@ class LoweredGraph:
     slots: tuple[str, ...]
     recipes: tuple[AnyRecipe, ...]
     graph: torch.fx.Graph
+    flat: bool
 
 
 def lower(source: Graph, backend: lowered.Backend, shapes: Mapping[str, tuple[Dim, ...]]) -> LoweredGraph:
@@ -65,7 +69,7 @@ def lower(source: Graph, backend: lowered.Backend, shapes: Mapping[str, tuple[Di
     draft.graph.lint()
     module = torch.fx.GraphModule(nn.Module(), draft.graph)
     recipes = tuple(draft.recipes[node] for node in draft.graph.nodes if node in draft.recipes)
-    return LoweredGraph(module.forward, source.inputs, source.weights, recipes, draft.graph)
+    return LoweredGraph(module.forward, source.inputs, source.weights, recipes, draft.graph, draft.flat)
 
 
 def _bind(draft: Draft, backend: lowered.Backend) -> None:

@@ -37,7 +37,7 @@ class PackedExperts:
 class PackedStep:
     """One step's attention plans, made when a layer first needs one of its shape."""
 
-    __slots__ = ("batch", "device", "plans", "samples", "tokens")
+    __slots__ = ("batch", "device", "plans", "samples", "tables", "tokens")
 
     def __init__(self, batch: RaggedBatch) -> None:
         self.batch = batch
@@ -45,6 +45,7 @@ class PackedStep:
         self.samples = len(batch.sample_tokens)
         self.device = torch.device("cpu")
         self.plans: dict[int, AttentionPlan] = {}
+        self.tables: dict[int, tuple[Tensor, Tensor]] = {}
 
     def plan(self, group: int) -> AttentionPlan:
         """The plan for layers with ``group`` query heads a KV head."""
@@ -53,6 +54,13 @@ class PackedStep:
             batch = self.batch
             plan = self.plans[group] = plan_attention(batch.positions, batch.row_starts, batch.block_tables, group)
         return plan
+
+    def rows(self, table: Tensor) -> Tensor:
+        """A rotary table [1, 1, T, R] as [T, R]; every layer asks for the same few."""
+        known = self.tables.get(id(table))
+        if known is None:
+            known = self.tables[id(table)] = (table, table.view(self.tokens, -1))
+        return known[1]
 
 
 class PackedBackend:
@@ -93,25 +101,33 @@ class PackedBackend:
         return PackedStep(batch)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """Over the last axis of [..., T, n] or [1, T, H, D]."""
-        rows = x.reshape(-1, x.shape[-1]) if x.dim() < 4 else x[0]
+        """Over the last axis of [T, n], [T, H, n], or either with a leading one."""
+        if x.dim() == 2 or (x.dim() == 3 and x.shape[0] != 1):
+            return rms_norm(x, weight, eps)  # type: ignore[no-any-return]
+        rows = x.reshape(-1, x.shape[-1]) if x.dim() == 3 else x[0]
         normalised: Tensor = rms_norm(rows, weight, eps)
         return normalised.view(x.shape)
 
     def layer_norm(self, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
         """Over the last axis."""
         weight = torch.ones(x.shape[-1]) if weight is None else weight
+        if x.dim() == 2:
+            return layer_norm(x, weight, bias, eps)  # type: ignore[no-any-return]
         normalised: Tensor = layer_norm(x.reshape(-1, x.shape[-1]), weight, bias, eps)
         return normalised.view(x.shape)
 
     def linear(self, x: Tensor, weight: PackedLinear) -> Tensor:
         """Packed panels with bias and activation inside."""
+        if x.dim() == 2:
+            return weight(x)  # type: ignore[no-any-return]
         result: Tensor = weight(x.reshape(-1, weight.inputs))
         leading = x.shape[:-1] if x.shape[-1] == weight.inputs else (1, -1)
         return result.view(*leading, weight.outputs)
 
     def linear_add(self, x: Tensor, weight: PackedLinear, residual: Tensor) -> Tensor:
         """The residual is added as results are stored."""
+        if x.dim() == 2 and residual.dim() == 2:
+            return weight(x, residual=residual)  # type: ignore[no-any-return]
         result: Tensor = weight(x.reshape(-1, weight.inputs), residual=residual.reshape(-1, weight.outputs))
         return result.view(residual.shape)
 
@@ -148,14 +164,15 @@ class PackedBackend:
         if sinks is not None:
             raise EngineError("The packed kernels do not know attention sinks; serve this model with plain torch")
         shape, tokens = layer.geometry, step.tokens
+        leading = query.shape[:-1]
         query = query.view(tokens, shape.query_heads, shape.key_dim)
         key = key.view(tokens, shape.kv_heads, shape.key_dim)
         value = value.view(tokens, shape.kv_heads, shape.value_dim)
         if cos is not None and sin is not None:
-            rotate(query, key, cos.view(tokens, -1), sin.view(tokens, -1))
+            rotate(query, key, step.rows(cos), step.rows(sin))
         plan = step.plan(shape.query_heads // shape.kv_heads)
         out: Tensor = attend(query, key, value, layer.pages, _layout(shape), plan, scale, window, softcap or 0.0)
-        return out.view(1, tokens, -1)
+        return out.view(*leading, -1)
 
 
 _layouts: dict[tuple[int, int, int], PageLayout] = {}

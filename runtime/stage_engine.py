@@ -104,7 +104,7 @@ class LoweredStageEngine:
         for atom in self._atoms:
             if atom.head:
                 return self._run_head(atom, step, values)
-            values["hidden"] = atom.call(step, atom.layers, *[values[name] for name in atom.inputs], *atom.weights)[0]
+            values["hidden"] = atom.run(step, values)[0]
         return values["hidden"].reshape(tokens, -1)[: batch.tokens]
 
     def _lower(self) -> tuple[dict[int, LoweredGraph], LoweredGraph]:
@@ -146,8 +146,7 @@ class LoweredStageEngine:
         prelude = self._prelude
         assert prelude is not None
         if self.program.prelude.outputs:
-            results = prelude.call(step, (), *[values[name] for name in prelude.inputs], *prelude.weights)
-            values.update(zip(self.program.prelude.outputs, results, strict=True))
+            values.update(zip(self.program.prelude.outputs, prelude.run(step, values), strict=True))
 
     def _run_head(self, atom: LoadedAtom, step: Any, values: dict[str, torch.Tensor]) -> torch.Tensor:
         """Logits of the sampled tokens only, in groups of one size where batches are padded."""
@@ -160,7 +159,7 @@ class LoweredStageEngine:
         for start in range(0, count, size):
             group = wanted[start : start + size]
             values["sample_tokens"] = torch.nn.functional.pad(group, (0, size - len(group)))
-            result = atom.call(step, (), *[values[name] for name in atom.inputs], *atom.weights)[0]
+            result = atom.run(step, values)[0]
             logits.append(result.reshape(size, -1)[: len(group)])
         return logits[0] if len(logits) == 1 else torch.cat(logits)
 

@@ -147,7 +147,7 @@ class TorchBackend:
 
     def linear(self, x: Tensor, weight: TorchLinear) -> Tensor:
         """``x`` [..., in] or a view of it with another last axis, to [..., out]."""
-        x = x if x.shape[-1] == weight.width else x.reshape(1, -1, weight.width)
+        x = x if x.shape[-1] == weight.width else x.reshape(-1, weight.width)
         if weight.packed:
             result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight.weight, weight.bias, "none", [], "")  # noqa: SLF001
         else:
@@ -192,7 +192,7 @@ class TorchBackend:
         sinks: Tensor | None,
     ) -> Tensor:
         """Row by row over gathered pages."""
-        shape = layer.geometry
+        shape, leading = layer.geometry, query.shape[:-1]
         query = query.reshape(step.tokens, shape.query_heads, shape.key_dim)
         key = key.reshape(step.tokens, shape.kv_heads, shape.key_dim)
         value = value.reshape(step.tokens, shape.kv_heads, shape.value_dim)
@@ -211,7 +211,7 @@ class TorchBackend:
                 out[start:stop] = _attend_row(
                     query[start:stop], keys[:, :seen], values[:, :seen], scale, window, softcap, sinks
                 )
-        return out.reshape(1, step.tokens, -1)
+        return out.reshape(*leading, -1)
 
 
 def _split_pages(layer: KvLayer) -> tuple[Tensor, Tensor]:

@@ -27,7 +27,10 @@ _CONSTANTS = {"memory_format": torch, "dtype": torch}
 
 @dataclass(slots=True)
 class Draft:
-    """A graph under construction. ``recipes`` says for each weight placeholder how to make its tensor at load time."""
+    """A graph under construction. ``recipes`` says for each weight placeholder how to make its tensor at load time.
+
+    ``flat`` says that the hidden state comes and goes as [T, W] (see `flat`).
+    """
 
     graph: torch.fx.Graph
     step: torch.fx.Node
@@ -35,6 +38,7 @@ class Draft:
     inputs: tuple[torch.fx.Node, ...]
     recipes: dict[torch.fx.Node, AnyRecipe]
     added: int = 0
+    flat: bool = False
 
     def add_weight(self, recipe: AnyRecipe, shape: tuple[int, ...] | None = None) -> torch.fx.Node:
         """A placeholder for a weight that ``recipe`` makes; ``shape`` where a pass needs to know it."""

@@ -54,10 +54,7 @@ def pack_linears(draft: Draft) -> None:
         parameters = _plain_parameters(draft, node)
         if parameters is None:
             continue
-        user = only_user(node)
-        name = activation_of(user) or "none"
-        if user is not None and name != "none":
-            user.replace_all_uses_with(node)
+        name = _take_activation(node)
         node.target, node.args = lowered.linear, (_flattened(node), draft.add_weight(PackedLinear(*parameters, name)))
     for node in draft.calls(expert_linear_marker):
         hidden, weight, bias, experts, transposed = arguments(node)
@@ -89,6 +86,18 @@ def activation_of(value: Any) -> str | None:
     if is_call(value, aten.gelu.default):
         return "gelu_tanh" if value.kwargs.get("approximate") == "tanh" else "gelu"
     return next((name for name, target in _ACTIVATIONS.items() if is_call(value, target)), None)
+
+
+def _take_activation(linear: Node) -> str:
+    """Remove the activation that alone reads ``linear``, directly or through one reshape, and give its name."""
+    before, user = linear, only_user(linear)
+    if user is not None and is_call(user, torch.Tensor.reshape):
+        before, user = user, only_user(user)
+    name = activation_of(user)
+    if user is None or name is None:
+        return "none"
+    user.replace_all_uses_with(before)
+    return name
 
 
 def _attention_fed_by(linear: Node) -> Node | None:
