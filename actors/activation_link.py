@@ -20,8 +20,8 @@ from .messages import ACTIVATION, Activation
 
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 """Element sizes of the dtypes that may cross a cut."""
-RING_BYTES_MIN = 64 * 1024
-"""Tensors below this travel in the message: a decode step's are a few KiB, and a slot's release costs a system call too."""
+RING_BYTES_MIN = 1024 * 1024
+"""Smaller tensors travel in the message: up to about here the doorbell costs more than the copy that it saves (`bench/ring.py`)."""
 RING_SLOTS = 4
 """Steps whose tensors may lie in the ring at once; the sender waits for a free slot."""
 

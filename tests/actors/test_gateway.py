@@ -401,8 +401,8 @@ async def test_a_client_that_never_reads_is_cut_off_and_delays_no_other():
     limits = ServerLimits(send_s_max=0.5)
     async with running_gateway(ToyTokenSource(context_tokens=10**6), limits=limits) as gateway:
         client = await gateway.raw(receive_buffer_bytes=4096)
-        # Far more than the kernel's buffers of both ends hold.
-        body = completion_body("x" * 3000, max_tokens=10_000, ignore_eos=True, stream=True, logprobs=20)
+        # Far more than the kernel's buffers hold, and than could be made before the reader is cut off.
+        body = completion_body("x" * 3000, max_tokens=200_000, ignore_eos=True, stream=True, logprobs=20)
         await client.send_all(raw_request(COMPLETIONS, json.dumps(body).encode()))
         await gateway.source.until(lambda: gateway.source.opened)
         assert (await post(gateway, CHAT, chat_body())).status_code == 200
