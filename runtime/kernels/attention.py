@@ -19,6 +19,7 @@ import numpy as np
 from . import compiler
 from .activations import tanh
 from .arrays import Array, KernelInputError, empty_beside, rows_of
+from .elementwise import Rows, rotate_rows
 from .lanes import (
     LANES,
     LANES_BYTES,
@@ -45,7 +46,7 @@ from .machine import (
     store_float,
 )
 from .paging import BLOCK_TOKENS, AttentionPlan, PageLayout, plan_attention
-from .threads import pool
+from .threads import Workspace, pool
 from .tile import ROWS_MAX, WIDE_COLUMNS, multiply, multiply_wide
 
 __all__ = ["BLOCK_TOKENS", "AttentionPlan", "PageLayout", "attend", "plan_attention"]
@@ -435,64 +436,61 @@ def attend(
     window: int | None = None,
     softcap: float = 0.0,
     out: Array | None = None,
+    rotary: tuple[Array, Array] | None = None,
 ) -> Array:
     """Write the step's keys and values into their pages, then attend: ``out`` [T, H, Dv].
 
     Args:
-        q: [T, H, D]; tokens may be apart (slices of one merged projection), here and below.
-        k: [T, KVH, D].
-        v: [T, KVH, Dv].
+        q: [T, H, D] or [(1,) T, H x D]; tokens may be apart (slices of one merged projection), here and below.
+        k: [T, KVH, D] or [(1,) T, KVH x D].
+        v: [T, KVH, Dv] or [(1,) T, KVH x Dv].
         pages: [blocks, floats_per_page] of this layer, written in place.
         layout: the pages' sizes.
         plan: this step's, made for H / KVH query heads a KV head.
         scale: factor on q . k.
         window: positions a token sees, itself included; None for all.
         softcap: scores become ``softcap * tanh(score / softcap)``; 0 for none.
-        out: where to write, [T, H, Dv]; a new array if not given.
+        out: where to write, T rows of H x Dv; a new array if not given, of q's form.
+        rotary: cos and sin, each [T, R] or [1, T, R], to rotate q and k by first, in place (see `elementwise.rotate`).
 
     Raises KernelInputError where shapes do not fit the layout and the plan.
     """
-    tokens, heads, value_size = (
-        plan.tokens,
-        plan.group * layout.kv_heads,
-        layout.value_size,
-    )
-    if tuple(q.shape) != (tokens, heads, layout.key_size) or tuple(k.shape[1:]) != (
-        layout.kv_heads,
-        layout.key_size,
-    ):
-        raise KernelInputError(f"q {tuple(q.shape)} and k {tuple(k.shape)} do not fit {layout} with {tokens} tokens")
+    tokens, kv_heads, key_size, value_size = plan.tokens, layout.kv_heads, layout.key_size, layout.value_size
+    heads = plan.group * kv_heads
+    q_rows = _token_rows(q, tokens, heads * key_size)
+    k_rows = _token_rows(k, tokens, kv_heads * key_size)
+    v_rows = _token_rows(v, tokens, kv_heads * value_size)
     if out is None:
-        out = empty_beside(q, (tokens, heads, value_size))
-    head_groups = (
-        1 if len(plan.tiles) >= _TILES_PER_THREAD * pool.threads and plan.tile_tokens == 1 else layout.kv_heads
-    )
-    heads_per_chunk = layout.kv_heads // head_groups
-    rows = plan.tile_tokens * plan.group * heads_per_chunk
-    width = layout.value_stride * FLOAT_BYTES
-    scratch_bytes = rows * (_SPAN_BYTES + LANES_BYTES + width + FLOAT_BYTES + layout.key_size * FLOAT_BYTES)
-    scratch_bytes = -(-scratch_bytes // 128) * 128
-    tiles, positions, tables = plan.addresses
-    chunks = len(plan.tiles) * head_groups
+        merged = len(q.shape) == 2 or q.shape[-1] != key_size or q.shape[-2] != heads
+        out = empty_beside(q, (*q.shape[:-1], heads * value_size) if merged else (tokens, heads, value_size))
+    out_rows = _token_rows(out, tokens, heads * value_size)
+    if rotary is not None:
+        rotate_rows(q_rows, heads, k_rows, kv_heads, key_size, *rotary)
+    decodes = plan.tile_tokens == 1 and len(plan.tiles) >= _TILES_PER_THREAD * pool.threads
+    heads_per_chunk = kv_heads if decodes else 1
+    chunks = len(plan.tiles) * (1 if decodes else kv_heads)
+    row_bytes = _SPAN_BYTES + LANES_BYTES + FLOAT_BYTES * (layout.value_stride + 1 + key_size)
+    scratch_bytes = -(-plan.tile_tokens * plan.group * heads_per_chunk * row_bytes // 128) * 128
     with pool.lock:
-        arguments = pool.workspace("attention arguments", _ARGUMENTS.size)
         _ARGUMENTS.pack_into(
-            arguments.memory, 0,
-            *_token_rows(q, tokens), *_token_rows(k, tokens), *_token_rows(v, tokens), *_token_rows(out, tokens),
-            rows_of(pages)[0], tiles, positions, tables, plan.block_tables.strides[0], layout.kv_heads, plan.group,
-            layout.key_size, value_size, _NO_WINDOW if window is None else window, scale, softcap,
-            plan.one_tile_a_row, pool.workspace("attention", scratch_bytes * pool.threads).address, scratch_bytes,
-            heads_per_chunk,
+            _arguments.memory, 0, q_rows[0], q_rows[2], k_rows[0], k_rows[2], v_rows[0], v_rows[2],
+            out_rows[0], out_rows[2], rows_of(pages, layout.floats_per_page)[0], *plan.addresses,
+            plan.block_tables.shape[1] * 4, kv_heads, plan.group, key_size, value_size,
+            _NO_WINDOW if window is None else window, scale, softcap, plan.one_tile_a_row,
+            pool.workspace("attention", scratch_bytes * pool.threads).address, scratch_bytes, heads_per_chunk,
         )  # fmt: skip
         if not plan.one_tile_a_row:  # a tile reads what the tiles before it wrote
-            pool.run(_write_tile, arguments.address, chunks)
-        pool.run(_attend_tile, arguments.address, chunks)
+            pool.run(_write_tile, _arguments.address, chunks)
+        pool.run(_attend_tile, _arguments.address, chunks)
     return out
 
 
-def _token_rows(array: Array, tokens: int) -> tuple[int, int]:
-    """(address, bytes between tokens) of an array of ``tokens`` rows."""
-    address, rows, row_bytes = rows_of(array)
-    if rows != tokens:
-        raise KernelInputError(f"an array of {rows} tokens met a plan of {tokens}")
-    return address, row_bytes
+_arguments = Workspace.of(_ARGUMENTS.size)
+
+
+def _token_rows(array: Array, tokens: int, width: int) -> Rows:
+    """Where ``tokens`` rows of ``width`` floats lie."""
+    rows = rows_of(array, width)
+    if rows[1] != tokens:
+        raise KernelInputError(f"an array of {rows[1]} tokens met a plan of {tokens}")
+    return rows

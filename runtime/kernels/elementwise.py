@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from . import compiler
-from .arrays import Array, KernelInputError, empty_beside, rows_of
+from .arrays import Array, KernelInputError, address_of, empty_beside, rows_of
 from .lanes import (
     LANES,
     add,
@@ -28,7 +28,7 @@ from .lanes import (
     sum_lanes,
 )
 from .machine import FLOAT_BYTES, load_float, load_word
-from .threads import pool
+from .threads import Workspace, pool
 
 _FLOATS_PER_CHUNK = 1 << 14
 """Numbers a chunk goes through, about 2 us: less is not worth sharing."""
@@ -114,36 +114,33 @@ def _norm_rows(arguments: int, chunk: int, _thread: int) -> None:
 _NO_BIAS, _RMS = 0, -1
 
 
+_norm_arguments = Workspace.of(_NORM.size)
+
+
 def _norm(x: Array, weight: Array, bias: int, epsilon: float, out: Array | None) -> Array:
-    address, rows, row_bytes = rows_of(x)
     shape = x.shape
     size = weight.shape[0]
-    width = shape[1] if len(shape) == 2 else shape[1] * shape[2]
-    if width % size or shape[-1] % size:
-        raise KernelInputError(f"a norm of {size} weights cannot take rows of shape {tuple(shape[1:])}")
+    if shape[-1] != size:
+        raise KernelInputError(f"a norm of {size} weights cannot take an array of shape {tuple(shape)}")
+    groups = shape[1] if len(shape) == 3 and shape[0] > 1 else 1  # heads of a slice are apart by less than its tokens
+    address, rows, row_bytes = rows_of(x, groups * size)
     if out is None:
-        out = empty_beside(x, tuple(shape))
-    out_address, _, out_row_bytes = rows_of(out)
-    rows_per_chunk = max(1, _FLOATS_PER_CHUNK // width)
+        out = empty_beside(x, shape)
+    out_address, _, out_row_bytes = rows_of(out, groups * size)
+    rows_per_chunk = max(1, _FLOATS_PER_CHUNK // (groups * size))
     with pool.lock:
-        arguments = pool.workspace("norm", _NORM.size)
         _NORM.pack_into(
-            arguments.memory, 0, address, row_bytes, out_address, out_row_bytes, rows, width // size, size,
-            _vector_address(weight), bias, rows_per_chunk, epsilon,
+            _norm_arguments.memory, 0, address, row_bytes, out_address, out_row_bytes, rows, groups, size,
+            address_of(weight), bias, rows_per_chunk, epsilon,
         )  # fmt: skip
-        pool.run(_norm_rows, arguments.address, -(-rows // rows_per_chunk))
+        pool.run(_norm_rows, _norm_arguments.address, -(-rows // rows_per_chunk))
     return out
-
-
-def _vector_address(vector: Array) -> int:
-    """Address of a dense vector."""
-    return rows_of(vector)[0]
 
 
 def rms_norm(x: Array, weight: Array, epsilon: float, out: Array | None = None) -> Array:
     """``x / sqrt(mean(x**2) + epsilon) * weight`` over groups of ``len(weight)`` in each row.
 
-    x is [M, N] or [T, H, D]; the weight has N (or D) numbers. ``out`` may be x itself.
+    x is [M, N], [1, M, N] or [T, H, D]; the weight has N (or D) numbers. ``out`` may be x itself.
     """
     return _norm(x, weight, _RMS, epsilon, out)
 
@@ -156,7 +153,7 @@ def layer_norm(
     out: Array | None = None,
 ) -> Array:
     """``(x - mean) / sqrt(variance + epsilon) * weight + bias`` over groups of ``len(weight)`` in each row."""
-    return _norm(x, weight, _NO_BIAS if bias is None else _vector_address(bias), epsilon, out)
+    return _norm(x, weight, _NO_BIAS if bias is None else address_of(bias), epsilon, out)
 
 
 # x, bytes between rows, heads, head size, the same of a second array, cos, its row bytes, sin, its row bytes, rotated size,
@@ -211,25 +208,33 @@ def rotate(q: Array, k: Array, cos: Array, sin: Array) -> None:
     Args:
         q: [T, H, D]; tokens may be apart (slices of one merged projection).
         k: [T, KVH, D], likewise.
-        cos: [T, R] as transformers makes it (two equal halves); R <= D, the rest of a head stays.
-        sin: [T, R].
+        cos: [T, R] or [1, T, R] as transformers makes it (two equal halves); R <= D, the rest of a head stays.
+        sin: likewise.
     """
-    tokens, rotated = cos.shape
-    for x in (q, k):
-        if x.shape[0] != tokens or x.shape[2] < rotated or rotated % 2:
-            raise KernelInputError(
-                f"cannot rotate {tuple(x.shape)} by {tuple(cos.shape)}: [T, heads, D] and [T, R <= D]"
-            )
-    (q_address, _, q_bytes), (k_address, _, k_bytes) = rows_of(q), rows_of(k)
-    (cos_address, _, cos_bytes), (sin_address, _, sin_bytes) = (
-        rows_of(cos),
-        rows_of(sin),
-    )
-    per_chunk = max(1, _FLOATS_PER_CHUNK // (rotated * (q.shape[1] + k.shape[1])))
+    head_size = q.shape[-1]
+    rows = tuple(rows_of(x, x.shape[-2] * head_size) for x in (q, k))
+    rotate_rows(rows[0], q.shape[-2], rows[1], k.shape[-2], head_size, cos, sin)
+
+
+Rows = tuple[int, int, int]
+"""(address, rows, bytes between rows), as `arrays.rows_of` gives them."""
+
+_rotary_arguments = Workspace.of(_ROTARY.size)
+
+
+def rotate_rows(q: Rows, q_heads: int, k: Rows, k_heads: int, head_size: int, cos: Array, sin: Array) -> None:
+    """As `rotate`, for arrays whose places are known. Raises KernelInputError where sizes do not fit."""
+    rotated = cos.shape[-1]
+    cos_address, tokens, cos_bytes = rows_of(cos, rotated)
+    sin_address, sin_tokens, sin_bytes = rows_of(sin, rotated)
+    if not tokens == sin_tokens == q[1] == k[1] or head_size < rotated or rotated % 2:
+        raise KernelInputError(
+            f"cannot rotate {q[1]} and {k[1]} tokens' heads of {head_size} by angles {tuple(cos.shape)}: pass [T, R <= D]"
+        )
+    per_chunk = max(1, _FLOATS_PER_CHUNK // (rotated * (q_heads + k_heads)))
     with pool.lock:
-        arguments = pool.workspace("rotary", _ROTARY.size)
         _ROTARY.pack_into(
-            arguments.memory, 0, q_address, q_bytes, q.shape[1], q.shape[2], k_address, k_bytes, k.shape[1], k.shape[2],
+            _rotary_arguments.memory, 0, q[0], q[2], q_heads, head_size, k[0], k[2], k_heads, head_size,
             cos_address, cos_bytes, sin_address, sin_bytes, rotated, tokens, per_chunk,
         )  # fmt: skip
-        pool.run(_rotary_tokens, arguments.address, -(-tokens // per_chunk))
+        pool.run(_rotary_tokens, _rotary_arguments.address, -(-tokens // per_chunk))

@@ -22,7 +22,7 @@ from .arrays import Array, KernelInputError, empty_beside, rows_of
 from .lanes import LANES, LANES_BYTES, add, load, load_first, mul, store, store_first, store_transposed
 from .machine import FLOAT_BYTES, load_float, load_word, store_float, store_word
 from .memory import Arena
-from .threads import pool, run_chunks
+from .threads import Workspace, pool, run_chunks
 from .tile import PAIR_COLUMNS, ROWS_MAX, multiply_packed
 
 _CHUNKS_PER_THREAD = 16
@@ -249,33 +249,36 @@ class PackedLinear:
     def __call__(self, x: Array, out: Array | None = None, residual: Array | None = None) -> Array:
         """``activation(x W^T + bias) + residual``, into ``out`` where given (may be the residual itself, not x).
 
-        x is [M, K], ``out`` and ``residual`` [M, N]; their rows may be apart (slices of wider arrays).
+        x is [..., K] (or its last dimensions together are K), ``out`` and ``residual`` have as many rows of N; rows may be
+        apart (slices of wider arrays). Without ``out`` the result is x's shape with N in place of K.
         Raises KernelInputError where shapes or dtypes do not fit.
         """
-        address, rows, row_bytes = rows_of(x)
-        if x.shape[-1] != self.inputs:
-            raise KernelInputError(f"this layer takes rows of {self.inputs}, but x has shape {tuple(x.shape)}")
+        outputs = self.outputs
+        address, rows, row_bytes = rows_of(x, self.inputs)
         if out is None:
-            out = empty_beside(x, (rows, self.outputs))
-        out_address, out_rows, out_row_bytes = rows_of(out)
-        extra, extra_rows, extra_row_bytes = (0, rows, 0) if residual is None else rows_of(residual)
-        if out_rows != rows or extra_rows != rows or out.shape[-1] != self.outputs:
-            raise KernelInputError(f"out and residual must be [{rows}, {self.outputs}], but out is {tuple(out.shape)}")
+            shape = x.shape
+            out = empty_beside(x, (*shape[:-1], outputs) if shape[-1] == self.inputs else (rows, outputs))
+        out_address, out_rows, out_row_bytes = rows_of(out, outputs)
+        extra, extra_rows, extra_row_bytes = (0, rows, 0) if residual is None else rows_of(residual, outputs)
+        if out_rows != rows or extra_rows != rows:
+            raise KernelInputError(
+                f"x has {rows} rows, but out {out_rows} and the residual {extra_rows}: give all the same"
+            )
         if rows == 0:
             return out
         with pool.lock:
             threads = pool.threads
-            size = threads * _SCRATCH_BYTES + rows * self.inputs * FLOAT_BYTES
+            space = pool.workspace("linear", threads * _SCRATCH_BYTES + rows * self.inputs * FLOAT_BYTES)
             _run(
-                pool.control, threads, _pack_tile, _multiply_chunk,
-                pool.workspace("linear arguments", _ARGUMENT_BYTES).address, pool.workspace("linear", size).address,
-                address, rows, row_bytes, self.inputs, self._weight, self._pairs, self.outputs,
+                pool.control, threads, _pack_tile, _multiply_chunk, _arguments.address, space.address,
+                address, rows, row_bytes, self.inputs, self._weight, self._pairs, outputs,
                 out_address, out_row_bytes, self._bias, extra, extra_row_bytes, self._activation, self._gated,
             )  # fmt: skip
         return out
 
 
 _arena = Arena()
+_arguments = Workspace.of(_ARGUMENT_BYTES)
 
 
 def _pack(parts: list[Array], biases: list[Array | None], activation: str) -> PackedLinear:
@@ -290,7 +293,7 @@ def _pack(parts: list[Array], biases: list[Array | None], activation: str) -> Pa
     weight = _arena.take(pairs * PAIR_COLUMNS * k_count)
     bias = _arena.take(pairs * PAIR_COLUMNS if any(b is not None for b in biases) else 0)
     for index, (part, part_bias) in enumerate(zip(parts, biases, strict=True)):
-        address, _, row_bytes = rows_of(part)
+        address, _, row_bytes = rows_of(part, k_count)
         _pack_weight(address, row_bytes, n, k_count, int(weight.ctypes.data), index, len(parts))
         if part_bias is not None:
             panels = bias.reshape(-1, len(parts), LANES)[:, index]

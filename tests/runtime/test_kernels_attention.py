@@ -5,6 +5,7 @@ import pytest
 import torch
 from flexpipe.runtime.kernels.arrays import KernelInputError
 from flexpipe.runtime.kernels.attention import BLOCK_TOKENS, PageLayout, attend, plan_attention
+from flexpipe.runtime.kernels.elementwise import rotate
 from flexpipe.runtime.kernels.threads import get_threads, set_threads
 
 LENGTHS = [300, 17, 1, 140]
@@ -128,6 +129,22 @@ def test_slices_of_a_merged_projection_are_read_where_they_lie():
     assert torch.equal(outs[0], outs[1])
 
 
+def test_rotation_within_the_call_equals_rotation_before_it():
+    layout = PageLayout(kv_heads=1, key_size=16, value_size=16)
+    generator = torch.Generator().manual_seed(6)
+    merged = torch.randn(1, 5, 4 * 16, generator=generator)
+    cos, sin = torch.randn(2, 1, 5, 8, generator=generator)
+    plan = plan_attention(np.arange(5, dtype=np.int32), np.array([0, 5]), np.array([[0]]), 2)
+    q, k, v = (part.contiguous() for part in merged.split([32, 16, 16], -1))
+    rotate(q.view(5, 2, 16), k.view(5, 1, 16), cos, sin)
+    pages = torch.zeros(2, 1, layout.floats_per_page)
+    before = attend(q.view(5, 2, 16), k, v, pages[0], layout, plan, 0.25)
+    within = attend(*merged.split([32, 16, 16], -1), pages[1], layout, plan, 0.25, rotary=(cos, sin))
+    assert within.shape == (1, 5, 32)
+    assert torch.equal(within.view(5, 2, 16), before)
+    assert torch.equal(pages[0], pages[1])
+
+
 def test_tokens_without_a_block_are_refused():
     with pytest.raises(KernelInputError, match="block table"):
         plan_attention(np.array([BLOCK_TOKENS], np.int32), np.array([0, 1]), np.array([[0]]), 1)
@@ -140,7 +157,9 @@ def test_arrays_that_do_not_fit_the_plan_are_refused():
     plan = plan_attention(np.arange(2, dtype=np.int32), np.array([0, 2]), np.array([[0]]), 1)
     pages = np.zeros((1, layout.floats_per_page), np.float32)
     three = np.zeros((3, 1, 8), np.float32)
-    with pytest.raises(KernelInputError, match="do not fit"):
+    with pytest.raises(KernelInputError, match="3 tokens met a plan of 2"):
         attend(three, three, three, pages, layout, plan, 1.0)
+    with pytest.raises(KernelInputError, match="4 tokens met a plan of 2"):
+        attend(np.zeros((2, 2, 8), np.float32), three[:2], three[:2], pages, layout, plan, 1.0)
     with pytest.raises(KernelInputError, match="3 tokens met a plan of 2"):
         attend(three[:2], three, three[:2], pages, layout, plan, 1.0)

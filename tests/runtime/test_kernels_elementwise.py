@@ -60,7 +60,7 @@ def test_rotation_turns_halves_as_transformers_does(head_size, rotated):
 
 
 def test_shapes_that_do_not_fit_are_refused():
-    with pytest.raises(KernelInputError, match="norm of 5"):
+    with pytest.raises(KernelInputError, match="norm of 5 weights"):
         rms_norm(_normal(2, 12), _normal(5), 1e-6)
     with pytest.raises(KernelInputError, match="cannot rotate"):
         rotate(_normal(2, 1, 8), _normal(2, 1, 8), _normal(2, 10), _normal(2, 10))

@@ -77,6 +77,17 @@ def test_torch_tensors_are_read_and_written_in_place():
     torch.testing.assert_close(total.double(), expected, atol=1e-5, rtol=1e-5)
 
 
+def test_a_leading_axis_of_one_stays_and_heads_are_taken_as_one_row():
+    weight, x = torch.from_numpy(_normal(20, 24)), torch.from_numpy(_normal(5, 24))
+    layer = pack_linear(weight)
+    plain = layer(x)
+    assert torch.equal(layer(x[None], residual=torch.zeros(1, 5, 20)), plain[None])
+    assert torch.equal(layer(x.view(5, 3, 8)), plain)
+    wide = torch.from_numpy(_normal(1, 5, 40))
+    wide[..., 8:32] = x
+    assert torch.equal(layer(wide[..., 8:32]), plain[None])
+
+
 def test_no_rows_give_no_rows():
     assert pack_linear(_normal(4, 3))(_normal(0, 3)).shape == (0, 4)
 
@@ -85,9 +96,11 @@ def test_no_rows_give_no_rows():
     ("call", "sentence"),
     [
         (lambda layer: layer(_normal(2, 3).astype(np.float64)), "float32"),
-        (lambda layer: layer(_normal(2, 4)), "takes rows of 3"),
+        (lambda layer: layer(torch.zeros(2, 3, dtype=torch.bfloat16)), "float32, not torch.bfloat16"),
+        (lambda layer: layer(_normal(4, 5, 3)[::2, :3]), "evenly apart"),
+        (lambda layer: layer(_normal(2, 4)), "rows of 3 numbers"),
         (lambda layer: layer(_normal(3, 2).T), "dense"),
-        (lambda layer: layer(_normal(2, 3), out=_normal(3, 4)), "out and residual"),
+        (lambda layer: layer(_normal(2, 3), out=_normal(3, 4)), "2 rows, but out 3"),
         (lambda _: pack_linear(_normal(2, 3), activation="swish"), "unknown activation"),
         (lambda _: pack_gated(_normal(2, 3), _normal(3, 3)), "one shape"),
     ],
