@@ -6,8 +6,7 @@ import torch
 
 from .interface import StageSpec
 from .lowered import Backend
-from .passes.importing import ATTEND
-from .program import Literal, Program
+from .program import ATTEND, Literal, Program
 from .torch_backend import TorchBackend
 
 

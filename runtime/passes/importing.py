@@ -14,11 +14,8 @@ from typing import Any
 import torch
 
 from ..interface import EngineError
-from ..program import Argument, Dim, Graph, ListArg, Node, Ref
+from ..program import ATTEND, EXPERT_LINEAR, Argument, Dim, Graph, ListArg, Node, Ref
 from ..recipes import AnyRecipe, Slot
-
-ATTEND = "flexpipe.attend.default"
-EXPERT_LINEAR = "flexpipe.expert_linear.default"
 
 _SHAPING = frozenset({"aten.view.default", "aten.reshape.default", "aten.expand.default"})
 _DYNAMIC_SIZES = {"T": "tokens", "N": "samples"}
