@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from ..runtime.kernels.attention import PageLayout, attend, plan_attention
-from ..runtime.kernels.elementwise import rms_norm, rotate
+from ..runtime.kernels.elementwise import rms_norm
 from ..runtime.kernels.linear import PackedLinear, pack_gated, pack_linear
 from ..runtime.kernels.memory import allocate
 from ..runtime.kernels.threads import set_threads
@@ -140,12 +140,10 @@ def _step(layers: list[_Layer], head: PackedLinear, layout: PageLayout, batch: i
         done("norm")
         qkv = layer.qkv(y)
         done("qkv")
-        q, k, v = (part.view(batch, -1, HEAD_SIZE) for part in qkv.split([HEADS * 64, KV_HEADS * 64, KV_HEADS * 64], 1))
-        rotate(q, k, angle, angle)
-        done("rotate")
-        mixed = attend(q, k, v, layer.pages, layout, plan, 0.125)
+        q, k, v = qkv.split([HEADS * HEAD_SIZE, KV_HEADS * HEAD_SIZE, KV_HEADS * HEAD_SIZE], 1)
+        mixed = attend(q, k, v, layer.pages, layout, plan, HEAD_SIZE**-0.5, rotary=(angle, angle))
         done("attend")
-        layer.o(mixed.view(batch, 576), out=x, residual=x)
+        layer.o(mixed, out=x, residual=x)
         done("o")
         y = rms_norm(x, layer.norm, 1e-5)
         done("norm")

@@ -16,6 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numba
 from llvmlite import binding, ir
 from numba import types
 
@@ -27,7 +28,10 @@ _BYTE = ir.IntType(8)
 _I64 = ir.IntType(64)
 _FLOAT = ir.FloatType()
 
-WIDE_REGISTERS = bool(binding.get_host_cpu_features().get("avx512f", False))
+_config: Any = numba.config
+_cpu_features = _config.CPU_FEATURES  # set (NUMBA_CPU_FEATURES) where code is made for another CPU than this one
+
+WIDE_REGISTERS = "+avx512f" in (_cpu_features or binding.get_host_cpu_features().flatten()).split(",")
 """Whether 16 floats fit one register, of which there are 32."""
 
 ROWS_MAX = 12 if WIDE_REGISTERS else 6
@@ -41,7 +45,7 @@ WIDE_COLUMNS = 4 * LANES
 
 _ACCUMULATORS = 24 if WIDE_REGISTERS else 6  # vectors of 16 floats that stay in registers
 
-PREFETCH_ROWS = 5
+PREFETCH_ROWS = 5 if WIDE_REGISTERS else 4
 """Below, loads alone keep memory busy, and prefetching cost up to a tenth."""
 
 
