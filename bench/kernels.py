@@ -28,14 +28,18 @@ LAYERS = 30
 HEADS, KV_HEADS, HEAD_SIZE = 9, 3, 64
 CACHE_BYTES = 128 << 20  # of distinct weights, so that none is still in a cache when its turn comes again
 
+SETTLE_S = 0.02
+"""OpenMP's threads spin for some milliseconds after a region; on two cores that halved whoever came next."""
+
 Contenders = dict[str, Callable[[], object]]
 
 
 def best_of(rounds: int, contenders: Contenders) -> dict[str, float]:
-    """Seconds of each contender's best round; they take turns."""
+    """Seconds of each contender's best round; they take turns, once the threads of the one before have gone to sleep."""
     best = dict.fromkeys(contenders, float("inf"))
     for _ in range(rounds):
         for name, run in contenders.items():
+            time.sleep(SETTLE_S)
             start = time.perf_counter()
             run()
             best[name] = min(best[name], time.perf_counter() - start)
