@@ -31,6 +31,10 @@ _CHUNKS_PER_THREAD = 16
 _TILES_PER_CHUNK = 16
 """Row tiles one chunk goes through with one pair of panels: their rows of x stay in the second-level cache."""
 
+_RUN = 128
+"""Terms that are summed up before they join the total. One run over all of k has about twice the rounding error, enough to miss
+2e-4 on SmolLM2's logits; adding the runs up costs 2 % of the arithmetic."""
+
 _PANEL_ROW_BYTES = PAIR_COLUMNS * FLOAT_BYTES
 
 _PREFETCH_BYTES = 8192
@@ -167,7 +171,11 @@ def _multiply_chunk(arguments: int, chunk: int, thread: int) -> None:
                 )
             else:
                 ahead, step = panel + _PREFETCH_BYTES, _PANEL_ROW_BYTES
-            multiply_packed(rows, x, panel, sums, _PANEL_ROW_BYTES, k_count, ahead, step)
+            for k in range(0, k_count, _RUN):
+                multiply_packed(
+                    rows, x + k * rows * FLOAT_BYTES, panel + k * _PANEL_ROW_BYTES, sums, _PANEL_ROW_BYTES,
+                    min(_RUN, k_count - k), 1 if k == 0 else 0, ahead + k * step, step,
+                )  # fmt: skip
             for index in range(rows):
                 row_sums = sums + index * PAIR_COLUMNS * FLOAT_BYTES
                 if gated:

@@ -3,9 +3,9 @@
 
 Owns the LLVM code of the innermost loop of both matrix products and attention. Knows nothing of what the numbers mean.
 
-Every output is ``c + a[0] * b[0] + a[1] * b[1] + ...``, one fused multiply-add after the other in ascending k. How many
-rows or columns share a call changes which sums run side by side, never the order inside one: **results are
-batch-invariant bit for bit**, by construction.
+Every output is ``c + (a[0] * b[0] + a[1] * b[1] + ...)``, one fused multiply-add after the other in ascending k, from zero. How
+many rows or columns share a call changes which sums run side by side, never the order inside one: **results are
+batch-invariant bit for bit**, by construction. Callers with a long k add up runs of it, which halves the rounding error.
 
 Register blocking: with 32 vector registers of 512 bits (AVX-512) a block is up to 12 rows x 32 columns or 6 x 64; with 16
 of 256 bits (AVX2) up to 6 x 16 or 3 x 32.
@@ -157,7 +157,7 @@ class _Block:
         k: ir.Value,
         fresh: ir.Value,
     ) -> None:
-        """The whole block: read C (or zero), run along k, write C."""
+        """The whole block: run along k from zero, add C unless ``fresh``, write C."""
         builder = self.builder
         places = [
             _offset(
@@ -169,12 +169,13 @@ class _Block:
             for vector in range(self.vectors)
         ]
         zero = ir.Constant(VECTOR, [0.0] * LANES)
-        sums = [builder.select(fresh, zero, builder.load(p, typ=VECTOR, align=FLOAT_BYTES)) for p in places]
+        sums: list[ir.Value] = [zero] * len(places)
         unroll = 4 if self.rows * self.vectors <= 12 else 2
         cursors, sums = self.loop(builder.sdiv(k, _I64(unroll)), unroll, self.starts(a, b), sums)
         _, sums = self.loop(builder.srem(k, _I64(unroll)), 1, cursors, sums)
         for place, value in zip(places, sums, strict=True):
-            builder.store(value, place, align=FLOAT_BYTES)
+            before = builder.select(fresh, zero, builder.load(place, typ=VECTOR, align=FLOAT_BYTES))
+            builder.store(builder.fadd(before, value), place, align=FLOAT_BYTES)
 
 
 def _tile_function(module: ir.Module, vectors: int, *, packed: bool) -> ir.Function:
@@ -225,23 +226,26 @@ def multiply_packed(
     c: Any,
     c_row_bytes: Any,
     k: Any,
+    fresh: Any,
     ahead: Any,
     ahead_step: Any,
 ) -> Any:
-    """C [rows, 32] = A [rows, k] B [k, 32], A packed as [k][rows], B dense; rows of C are ``c_row_bytes`` apart.
+    """C [rows, 32] = A [rows, k] B [k, 32], or += where ``fresh`` is 0; A packed as [k][rows], B dense.
+
+    Rows of C are ``c_row_bytes`` apart.
 
     ``rows`` is 1 to `ROWS_MAX`. From `PREFETCH_ROWS` rows on, memory is asked meanwhile for the two lines at ``ahead``, and
     with each further step of k for those ``ahead_step`` bytes on.
     """
 
     def codegen(context: Any, builder: ir.IRBuilder, _signature: Any, args: Any) -> ir.Value:
-        count, a_, b_, c_, c_row, steps, ahead_, step = args
+        count, a_, b_, c_, c_row, steps, fresh_, ahead_, step = args
         zero = _I64(0)
         function = _tile_function(builder.module, 2, packed=True)
-        builder.call(function, [count, a_, zero, b_, zero, c_, c_row, steps, _I64(1), ahead_, step])
+        builder.call(function, [count, a_, zero, b_, zero, c_, c_row, steps, fresh_, ahead_, step])
         return context.get_dummy_value()
 
-    return types.void(*[types.int64] * 8), codegen
+    return types.void(*[types.int64] * 9), codegen
 
 
 def _strided(vectors: int) -> Any:
