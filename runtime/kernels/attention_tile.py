@@ -30,14 +30,7 @@ from .lanes import (
     sub,
     sum_lanes,
 )
-from .machine import (
-    FLOAT_BYTES,
-    load_float,
-    load_int32,
-    load_word,
-    prefetch,
-    store_float,
-)
+from .machine import FLOAT_BYTES, load_float, load_int32, load_word, prefetch, store_float
 from .paging import BLOCK_TOKENS
 from .tile import ROWS_MAX, WIDE_COLUMNS, multiply, multiply_wide
 
