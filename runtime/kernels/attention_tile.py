@@ -208,32 +208,10 @@ def _weigh_values(
         wide_bytes = value_bytes // _WIDE_BYTES * _WIDE_BYTES
         for column in range(0, wide_bytes, _WIDE_BYTES):
             b = values + column
-            multiply_wide(
-                count,
-                a,
-                SPAN_BYTES,
-                b,
-                value_bytes,
-                c + column,
-                value_bytes,
-                k_count,
-                0,
-                ahead,
-            )
+            multiply_wide(count, a, SPAN_BYTES, b, value_bytes, c + column, value_bytes, k_count, 0, ahead)
         for column in range(wide_bytes, value_bytes, LANES_BYTES):
             b = values + column
-            multiply(
-                count,
-                a,
-                SPAN_BYTES,
-                b,
-                value_bytes,
-                c + column,
-                value_bytes,
-                k_count,
-                0,
-                ahead,
-            )
+            multiply(count, a, SPAN_BYTES, b, value_bytes, c + column, value_bytes, k_count, 0, ahead)
 
 
 @compiler.inlined
