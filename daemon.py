@@ -22,7 +22,7 @@ import trio
 
 from .actors.config import ServeConfig, parse_size
 from .actors.devices import StageDevice
-from .actors.event_log import EventLog
+from .actors.event_log import EventLog, LogFile
 from .actors.gateway import GatewayConfig, make_app
 from .actors.gateway import serve as serve_app
 from .actors.http_server import ServerLimits
@@ -110,8 +110,7 @@ async def serve(model: PreparedModel, config: ServeConfig, present: Presenter) -
     """
     log_folder = config.log_dir or _new_log_folder()
     log_folder.mkdir(parents=True, exist_ok=True)
-    log_stream = (log_folder / "daemon.jsonl").open("a", buffering=1, encoding="utf-8")
-    with log_stream, _socket_folder() as sockets:
+    with LogFile(log_folder / "daemon.jsonl") as log_stream, _socket_folder() as sockets:
         log = EventLog(log_stream, process="daemon", pid=os.getpid())
         async with ZmqTransport.open() as transport:
             return await _Daemon(model, config, log, log_folder, sockets, transport).run(present)

@@ -57,7 +57,7 @@ def _live(stage: int, control_address: str, log_file: Path) -> int:
     import trio
 
     from .actors.engine_thread import EngineThread
-    from .actors.event_log import EventLog
+    from .actors.event_log import EventLog, LogFile
     from .actors.stage import StageActor
     from .actors.supervisor import CONTROL_LIMITS
     from .runtime.stage_engine import LoweredStageEngine
@@ -70,7 +70,7 @@ def _live(stage: int, control_address: str, log_file: Path) -> int:
             await actor.run()
             return actor.failed
 
-    with log_file.open("a", buffering=1, encoding="utf-8") as stream:
+    with LogFile(log_file) as stream:
         log = EventLog(stream, process=f"stage-{stage}", pid=os.getpid())
         return int(trio.run(live))
 

@@ -9,9 +9,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any, TextIO
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self, TextIO, cast
 
 import structlog
+
+LOG_BYTES_MAX = 64 * 1024 * 1024
+"""Size at which a `LogFile` starts anew: a few hours of a busy stage. Twice this is the most that a process keeps."""
 
 CATALOGUE: Mapping[str, tuple[str, ...]] = {
     # daemon
@@ -53,12 +58,56 @@ class EventCatalogueError(Exception):
     """An event that is not in the catalogue, or whose fields are not the catalogue's: our bug."""
 
 
+class LogStream(Protocol):
+    """Where an `EventLog` writes; an open text file is one."""
+
+    def write(self, text: str, /) -> object:
+        """Append text."""
+        ...
+
+    def flush(self) -> object:
+        """Hand it to the system."""
+        ...
+
+
+class LogFile:
+    """A text file of bounded size: when it is full it becomes FILE.1, replacing the one before, and a new one begins."""
+
+    def __init__(self, path: Path, bytes_max: int = LOG_BYTES_MAX) -> None:
+        self._path = path
+        self._bytes_max = bytes_max
+        self._file: TextIO = path.open("a", buffering=1, encoding="utf-8")
+        self._bytes = path.stat().st_size
+
+    def write(self, text: str, /) -> None:
+        """Append text (ASCII, as JSON here is), whole lines at a time."""
+        if self._bytes + len(text) > self._bytes_max:
+            self._file.close()
+            self._path.replace(self._path.with_name(f"{self._path.name}.1"))
+            self._file = self._path.open("a", buffering=1, encoding="utf-8")
+            self._bytes = 0
+        self._file.write(text)
+        self._bytes += len(text)
+
+    def flush(self) -> None:
+        """Hand it to the system."""
+        self._file.flush()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+
 class EventLog:
     """Writes catalogued events as JSON lines with wall-clock seconds, process name, and ids bound once."""
 
-    def __init__(self, stream: TextIO, **bound: object) -> None:
+    def __init__(self, stream: LogStream, **bound: object) -> None:
         self._logger = structlog.wrap_logger(
-            structlog.WriteLogger(stream),
+            structlog.WriteLogger(cast("TextIO", stream)),
             processors=[_add_time, structlog.processors.JSONRenderer()],
             wrapper_class=structlog.BoundLogger,
         ).bind(**bound)
