@@ -39,12 +39,13 @@ def pipeline_command(model: str, concurrency: Sequence[int], rounds: int, *, as_
             f"  {row['requests']:>3} at once, {shape}: {row['tokens_per_s']:6.0f} tokens/s, {row['ratio']:.2f} of the "
             f"yardstick, first tokens within {row['first_token_s']:.2f} s, {row['cores']:.2f} cores",
             highlight=False,
+            soft_wrap=True,
         )
     for name, stages in result["stages"].items():
         weights = ", ".join(f"{size(s['weight_bytes'])} of weights in {size(s['peak_rss_bytes'])}" for s in stages)
-        out.print(f"  {name}: {weights}", highlight=False)
+        out.print(f"  {name}: {weights}", highlight=False, soft_wrap=True)
     return 0
 
 
 def _note(line: str) -> None:
-    err.print(line, style="dim", highlight=False)
+    err.print(line, style="dim", highlight=False, soft_wrap=True)
