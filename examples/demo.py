@@ -78,12 +78,10 @@ async def run(url: str) -> int:
         status = await client.status()
     tokens = sum(chat.tokens for chat in chats)
     gaps = sorted(gap for chat in chats for gap in chat.gaps_s)
+    out.print(f"\n[bold]{tokens} tokens in {took_s:.1f} s: {tokens / took_s:.0f} tokens/s[/] over four streams.")
     out.print(
-        f"\n[bold]{tokens} tokens in {took_s:.1f} s: {tokens / took_s:.0f} tokens/s[/] over four streams; ", end=""
-    )
-    out.print(
-        f"first token after {max(chat.first_token_s for chat in chats):.2f} s at the latest, "
-        f"then one every {gaps[len(gaps) // 2] * 1e3:.0f} ms in each stream (median).\n"
+        f"First tokens after {max(chat.first_token_s for chat in chats):.2f} s at the latest, then one every "
+        f"{gaps[len(gaps) // 2] * 1e3:.0f} ms in each stream (median).\n"
     )
     out.print(stage_table(status["stages"]))
     unanswered = [chat.question for chat in chats if not chat.text]
