@@ -32,7 +32,6 @@ CATALOGUE: Mapping[str, tuple[str, ...]] = {
     "supervisor_gave_up": ("sentence",),
     # scheduler
     "request_queued": ("request", "prompt_tokens", "max_tokens"),
-    "request_refused": ("request", "reason", "sentence"),
     "request_ended": ("request", "finish", "output_tokens", "ttft_s", "duration_s"),
     "request_cancelled": ("request", "output_tokens"),
     "request_failed": ("request", "reason", "sentence", "output_tokens"),
@@ -45,7 +44,6 @@ CATALOGUE: Mapping[str, tuple[str, ...]] = {
     "stage_leaving": ("reason",),
     "stage_failed": ("error", "sentence"),
     # gateway
-    "gateway_listening": ("addresses",),
     "gateway_draining": ("drain_s_max",),
     "gateway_closed": ("cut_connections",),
     "http_generation_ended": ("http_request", "outcome", "prompt_tokens", "output_tokens", "duration_s"),

@@ -2,9 +2,11 @@
 
 import io
 import json
+import re
 
 import pytest
-from flexpipe.actors.event_log import EventCatalogueError, EventLog, LogFile
+from flexpipe.actors.event_log import CATALOGUE, EventCatalogueError, EventLog, LogFile
+from source_tree import ROOT, source_files
 
 
 def test_an_event_is_one_line_with_its_fields_and_what_was_bound():
@@ -43,3 +45,8 @@ def test_a_log_file_goes_on_where_an_earlier_process_stopped(tmp_path):
         with LogFile(path, bytes_max=100) as file:
             file.write("line\n")
     assert path.read_text() == "line\nline\n"
+
+
+def test_every_catalogued_event_is_emitted_somewhere():
+    sources = "".join((ROOT / file).read_text(encoding="utf-8") for file in source_files())
+    assert [name for name in CATALOGUE if not re.search(rf'emit\(\s*"{name}"', sources)] == []
