@@ -270,11 +270,19 @@ def main() -> None:
     except ConfigError as error:
         err.print(str(error), style="red", highlight=False, soft_wrap=True)
         sys.exit(2)
-    except Exception as error:
+    except Exception as raised:
+        error = _sole(raised)
         if not _is_ours(error):
             raise  # a bug: let it be seen whole
         err.print(str(error), style="red", highlight=False, soft_wrap=True)
         sys.exit(1)
+
+
+def _sole(error: Exception) -> Exception:
+    """What a nursery wrapped, where it was one exception only."""
+    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
 
 
 def _is_ours(error: Exception) -> bool:

@@ -106,7 +106,7 @@ Presenter = Callable[[Server], Awaitable[None]]
 async def serve(model: PreparedModel, config: ServeConfig, present: Presenter) -> str:
     """Serve until SIGINT or SIGTERM, then drain. Returns "", or the sentence for which the pipeline was given up.
 
-    A second signal does not wait for requests under way. Raises OSError where the port cannot be had.
+    A second signal does not wait for requests under way. Raises `ListenError` where the port cannot be had.
     """
     log_folder = config.log_dir or _new_log_folder()
     log_folder.mkdir(parents=True, exist_ok=True)

@@ -79,7 +79,7 @@ async def serve(
 ) -> None:
     """Serve an application of `make_app` until ``shutdown``, then drain it and return.
 
-    Reports its addresses as "host:port". Raises OSError where it cannot listen.
+    Reports its addresses as "host:port". Raises `ListenError` where it cannot listen.
     """
     await HttpServer(app, limits, log).run(host, port, shutdown, app.state.drain.begin, task_status=task_status)
 

@@ -38,6 +38,10 @@ BUSY = (
 )
 
 
+class ListenError(Exception):
+    """The host and port cannot be listened on; the sentence says why and what to do."""
+
+
 @dataclass(frozen=True, slots=True)
 class ServerLimits:
     """Bounds of the HTTP server.
@@ -84,9 +88,14 @@ class HttpServer:
     ) -> None:
         """Serve until ``shutdown``; then accept nothing, let answers finish within limits, and close everything.
 
-        Reports the addresses as "host:port" when it listens. Raises OSError where it cannot.
+        Reports the addresses as "host:port" when it listens. Raises `ListenError` where it cannot.
         """
-        listeners = await trio.open_tcp_listeners(port, host=host, backlog=self._limits.backlog)
+        try:
+            listeners = await trio.open_tcp_listeners(port, host=host, backlog=self._limits.backlog)
+        except OSError as error:
+            raise ListenError(
+                f"cannot listen on {host}:{port} ({error.strerror or error}); stop what uses it, or choose another port"
+            ) from error
         addresses = ["{}:{}".format(*listener.socket.getsockname()[:2]) for listener in listeners]
         async with trio.open_nursery() as connections:
             try:
