@@ -271,10 +271,10 @@ def main() -> None:
         err.print(str(error), style="red", highlight=False, soft_wrap=True)
         sys.exit(2)
     except Exception as raised:
-        error = _sole(raised)
-        if not _is_ours(error):
+        sole = _sole(raised)
+        if not _is_ours(sole):
             raise  # a bug: let it be seen whole
-        err.print(str(error), style="red", highlight=False, soft_wrap=True)
+        err.print(str(sole), style="red", highlight=False, soft_wrap=True)
         sys.exit(1)
 
 
