@@ -29,8 +29,8 @@ def main() -> None:
         signal.SIGINT, signal.SIG_IGN
     )  # Ctrl-C reaches the whole group; the daemon drains, we wait for its word
     if arguments.cpus:
-        # Before the first thread is made, so that ZeroMQ's and OpenMP's threads stay there too: the p99 of a hop falls
-        # from about 3 ms to 0.2 ms (measured with two processes on two cores).
+        # Before the first thread is made, so that ZeroMQ's and the kernels' threads stay there too; it shortens
+        # a hop's tail most (`bench/link.py --pin`).
         os.sched_setaffinity(0, {int(core) for core in arguments.cpus.split(",")})
     sys.exit(_live(arguments.stage, arguments.control, arguments.log))
 

@@ -6,12 +6,12 @@ taken in the same minute.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import torch
 
 from ..runtime.costing.costs import DeviceRates, StepLoad, Work, atom_work
+from ..runtime.costing.device_rates import shortest_s
 from ..runtime.kernels.linear import pack_linear
 from ..runtime.program import Program
 
@@ -29,10 +29,13 @@ def probe(threads: int) -> DeviceRates:
     torch.set_num_threads(threads)
     try:
         memory = torch.ones(READ_FLOATS)
-        read_s = _best(memory.sum)
+        read_s = shortest_s(memory.sum, PROBE_S)
         left, right = torch.randn(GEMM_SIZE, GEMM_SIZE), torch.randn(GEMM_SIZE, GEMM_SIZE)
         packed, out = pack_linear(right), torch.empty(GEMM_SIZE, GEMM_SIZE)
-        gemm_s = min(_best(lambda: left @ right), _best(lambda: packed(left, out)))
+        gemm_s = min(
+            shortest_s(lambda: left @ right, PROBE_S),
+            shortest_s(lambda: packed(left, out), PROBE_S),
+        )
     finally:
         torch.set_num_threads(before)
     return DeviceRates(operations_per_s=2 * GEMM_SIZE**3 / gemm_s, bytes_per_s=memory.nbytes / read_s)
@@ -48,13 +51,3 @@ def least_seconds(program: Program, load: StepLoad, rates: DeviceRates) -> float
     """The roofline of one step: all arithmetic at the matrix product's rate, or one read of weights and KV pages."""
     work = sum((atom_work(program, atom, load) for atom in program.atoms), Work())
     return max(work.operations / rates.operations_per_s, (work.weight_traffic + work.kv_traffic) / rates.bytes_per_s)
-
-
-def _best(work: Callable[[], object]) -> float:
-    work()
-    best, end = float("inf"), time.perf_counter() + PROBE_S
-    while time.perf_counter() < end:
-        start = time.perf_counter()
-        work()
-        best = min(best, time.perf_counter() - start)
-    return best

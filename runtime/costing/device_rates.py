@@ -61,17 +61,17 @@ def probe_cpu(threads: int) -> DeviceRates:
     try:
         square = torch.rand(_GEMM, _GEMM)
         memory = torch.rand(_READ_ELEMENTS)
-        product_s = _best(lambda: torch.mm(square, square))
-        read_s = _best(memory.sum)
+        product_s = shortest_s(lambda: torch.mm(square, square))
+        read_s = shortest_s(memory.sum)
     finally:
         torch.set_num_threads(before)
     return DeviceRates(2 * _GEMM**3 / product_s, memory.nbytes / read_s)
 
 
-def _best(work: Callable[[], object]) -> float:
-    """The shortest of the runs that fit into the probe's time: the one least disturbed by others."""
+def shortest_s(work: Callable[[], object], budget_s: float = PROBE_S) -> float:
+    """The shortest of the runs that fit into ``budget_s`` after one to warm up: the one least disturbed by others."""
     work()
-    best, end = float("inf"), time.perf_counter() + PROBE_S
+    best, end = float("inf"), time.perf_counter() + budget_s
     while time.perf_counter() < end:
         start = time.perf_counter()
         work()
