@@ -106,30 +106,46 @@ class SampleRow:
     prompt_tokens: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class StageSpec:
-    """What one stage is to be: atoms ``[first_atom, end_atom)`` of a captured program, on one device."""
+class EngineSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How one worker computes, whatever atoms it holds. Travels inside `actors.messages.Prepare`.
+
+    ``warm_folder`` is where the packed weights of this host's workers lie in shared memory, "" for nowhere.
+    """
 
     model_folder: str
     program_file: str
-    first_atom: int
-    end_atom: int
     device: str = "cpu"
     threads: int = 1
     dtype: str = "float32"
     deterministic: bool = False
     step_tokens_max: int = 512
+    warm_folder: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class StageFacts:
-    """What a loaded stage weighs. All sizes in bytes. ``backend`` says in words what computes it, and why that."""
+class WeightSources(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where the weights of a load came from, in bytes: resident already, this host's shared memory, a peer, the disk."""
+
+    kept_bytes: int = 0
+    warm_bytes: int = 0
+    peer_bytes: int = 0
+    disk_bytes: int = 0
+
+
+class StageFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a run of loaded atoms weighs. All sizes in bytes. ``backend`` says in words what computes it, and why that.
+
+    ``page_bytes[i]`` is the size of one KV page of layer ``layers[i]``. Two workers may exchange pages only where their
+    ``page_layout`` is the same: it names number format, layout within a page, and geometry.
+    """
 
     weight_bytes: int
     kv_bytes_per_block: int
     memory_free_bytes: int
     layers: tuple[int, ...]
+    page_bytes: tuple[int, ...]
+    page_layout: str
     backend: str
+    weights: WeightSources = WeightSources()
 
 
 @dataclass(slots=True)
@@ -141,25 +157,43 @@ class StageOutput:
 
 
 class StageEngine(Protocol):
-    """One stage's computation. Synchronous, single-threaded towards its caller; every method may raise `EngineError`.
+    """One worker's computation. Synchronous; every method may raise `EngineError`, and then has changed nothing.
 
-    Order of calls: `load`, `reserve` (again to resize), then `run` any number of times.
+    It holds *resident* atoms with the KV pages of their layers, and runs a step through any run of them: in a refactoring a
+    worker serves the atoms of two epochs for a while. Atoms are named by half-open ranges of the program's.
+
+    Threads: `run`, `reserve` and `drop` are called by one thread, the engine's. `load`, `gather_pages` and `scatter_pages`
+    may be called by other threads while a step runs; none of them may hold that step up for longer than an instant.
     """
 
-    def load(self, progress: Callable[[int, int], None]) -> StageFacts:
-        """Read the stage's weights (and only those). ``progress(done_bytes, total_bytes)`` is called now and then."""
+    def load(self, atoms: range, progress: Callable[[int, int], None]) -> StageFacts:
+        """Make ``atoms`` resident beside those that are, and say what they weigh. ``progress(done, total)`` in bytes."""
         ...
 
     def reserve(self, blocks: int) -> None:
-        """Make room for ``blocks`` KV blocks (ids 0 .. blocks - 1) in every layer of this stage and warm up."""
+        """Make room for KV blocks 0 .. ``blocks`` - 1 in every resident layer and warm up what is new; content stays."""
         ...
 
-    def run(self, batch: RaggedBatch, hidden: BufferView | None, rows: Sequence[SampleRow]) -> StageOutput:
-        """Run one step. ``hidden`` is None on the first stage; ``rows`` is empty except on the last.
+    def run(
+        self, atoms: range, batch: RaggedBatch, hidden: BufferView | None, rows: Sequence[SampleRow]
+    ) -> StageOutput:
+        """Run one step through ``atoms``. ``hidden`` is None on the first stage; ``rows`` is empty except on the last.
 
         ``hidden`` may lie in memory shared with another process and is given back after the call; the output's buffer is
         sent without a copy. So the output never aliases ``hidden``, nor is its memory written to by a later call.
         """
+        ...
+
+    def drop(self, keep: range) -> int:
+        """Let go of resident atoms outside ``keep`` and of their pages; the bytes that are free for it."""
+        ...
+
+    def gather_pages(self, layer: int, blocks: Int32Array, out: memoryview) -> None:
+        """Copy the pages of ``blocks`` into ``out``, one after another."""
+        ...
+
+    def scatter_pages(self, layer: int, blocks: Int32Array, data: memoryview) -> None:
+        """Put pages that lie in ``data`` one after another in the places of ``blocks``."""
         ...
 
 

@@ -1,0 +1,49 @@
+"""A worker's engine as an actor sees it: `runtime.interface.StageEngine` with its calls awaited.
+
+Three implementations: `engine_thread.EngineThread` (a real engine in threads of its own), `sim.modelled_engine` (verifiable
+pages in virtual time), and whatever a test needs to break.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
+
+from ..runtime.interface import BufferView, EngineSpec, Int32Array, RaggedBatch, SampleRow, StageFacts, StageOutput
+
+LoadProgressed = Callable[[int, int], Awaitable[None]]
+"""Told bytes done and bytes in all, in the actor's loop."""
+
+
+class EnginePort(Protocol):
+    """See the module. Only `run`, `reserve` and `drop` wait for each other; the rest goes on beside a step."""
+
+    async def load(self, spec: EngineSpec, atoms: range, progress: LoadProgressed) -> StageFacts:
+        """Make ``atoms`` resident beside those that are. ``spec`` never changes over a worker's life."""
+        ...
+
+    async def reserve(self, blocks: int) -> int:
+        """Make room for ``blocks`` KV blocks in every resident layer and warm up; the bytes that all pages may take."""
+        ...
+
+    async def run(
+        self, atoms: range, batch: RaggedBatch, hidden: BufferView | None, rows: Sequence[SampleRow]
+    ) -> StageOutput:
+        """Run one step through ``atoms``."""
+        ...
+
+    async def drop(self, keep: range) -> int:
+        """Let go of atoms outside ``keep`` and their pages; the bytes freed."""
+        ...
+
+    async def gather_pages(self, layer: int, blocks: Int32Array, out: memoryview) -> int:
+        """Copy pages into ``out``; a checksum of what ``out`` then holds (`page_checksum` of it)."""
+        ...
+
+    async def scatter_pages(self, layer: int, blocks: Int32Array, data: memoryview, checksum: int) -> bool:
+        """Put pages in their places where ``data`` has this checksum; False, and nothing changed, where it has not."""
+        ...
+
+    def peak_rss_bytes(self) -> int:
+        """The most memory this process held so far."""
+        ...
