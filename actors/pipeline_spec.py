@@ -1,62 +1,54 @@
-"""What a pipeline is to be: its stages, its model, its bounds. Values only; `supervisor_machine` makes them real."""
+"""What a pipeline is to be: its model, its first stages, its bounds. Values only; `coordinator_machine` makes them real."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .messages import Load
+import msgspec
 
-
-@dataclass(frozen=True, slots=True)
-class StagePlan:
-    """What one stage is to be; ``first_name`` and ``last_name`` are atom names, for people."""
-
-    first_atom: int
-    end_atom: int
-    first_name: str
-    last_name: str
-    device: str
-    threads: int
+from ..runtime.interface import EngineSpec
+from .messages import Prepare
+from .route import Route, StagePlacement
 
 
 @dataclass(frozen=True, slots=True)
 class PipelineSpec:
-    """What the pipeline is to be. ``kv_blocks_max`` bounds the KV blocks; ``context_tokens`` is the model's."""
+    """What the pipeline is to be.
 
-    model_folder: str
-    program_file: str
-    stages: tuple[StagePlan, ...]
-    dtype: str
-    deterministic: bool
-    step_tokens_max: int
+    ``stages`` are those of the first epoch. ``engine`` is every worker's, but for device and threads. ``layers_of[a]`` are the
+    layers whose KV atom a owns. ``kv_blocks_max`` bounds the KV blocks; ``context_tokens`` is the model's.
+    """
+
+    engine: EngineSpec
+    stages: tuple[StagePlacement, ...]
+    layers_of: tuple[tuple[int, ...], ...]
     kv_blocks_max: int
     context_tokens: int
 
-    def load_message(self, epoch: int, stage: int) -> Load:
-        """What the stage is told to load."""
-        plan = self.stages[stage]
-        return Load(
-            epoch=epoch,
-            stage=stage,
-            model_folder=self.model_folder,
-            program_file=self.program_file,
-            first_atom=plan.first_atom,
-            end_atom=plan.end_atom,
-            device=plan.device,
-            threads=plan.threads,
-            dtype=self.dtype,
-            deterministic=self.deterministic,
-            step_tokens_max=self.step_tokens_max,
-        )
+    @property
+    def atoms(self) -> int:
+        """How many atoms the model has."""
+        return len(self.layers_of)
+
+    def prepare_message(self, route: Route, stage: int) -> Prepare:
+        """What the worker of ``stage`` is told to hold."""
+        placement = route.stages[stage]
+        engine = msgspec.structs.replace(self.engine, device=placement.device, threads=placement.threads)
+        return Prepare(route.epoch, stage, placement.first_atom, placement.end_atom, engine)
 
 
 @dataclass(frozen=True, slots=True)
-class SupervisorLimits:
-    """Bounds, in seconds unless said. ``start_s_max``: from spawn to serving."""
+class CoordinatorLimits:
+    """Bounds, in seconds unless said.
 
-    start_s_max: float = 600.0
-    drain_s_max: float = 30.0
-    terminate_s_max: float = 2.0
+    ``prepare_s_max``: from the plan to the last vote. ``switch_s_max``: from the commit until all are past the cut.
+    ``resend_s``: after so long without an answer a command is sent again. After ``restarts_max`` failures without
+    ``steady_s`` of service in between the pipeline is given up; the pause before a new try doubles with each.
+    """
+
+    prepare_s_max: float = 600.0
+    switch_s_max: float = 60.0
+    resend_s: float = 2.0
     restarts_max: int = 5
     restart_pause_s: float = 0.5
     steady_s: float = 60.0

@@ -1,7 +1,7 @@
 """The scheduler actor: turns the machine's instructions into step plans on the stages' links and tokens for the gateway.
 
-It is the `TokenSource` that the gateway sees and the `PipelineListener` that the supervisor calls. All decisions are
-`scheduler_machine`'s. It never waits for a reader of tokens, and waits for a stage only in the dispatch task of an epoch.
+It is the `TokenSource` that the gateway sees, and what the coordinator tells of epochs. All decisions are
+`scheduler_machine`'s. It never waits for a reader of tokens, and waits for a stage only in the dispatch task.
 """
 
 from __future__ import annotations
@@ -17,22 +17,25 @@ import trio
 from ..transport.interface import Link, PeerLostError
 from .event_log import EventLog
 from .generation import FailureKind, GenerationFailedError, GenerationRequest, TokenEvent
-from .messages import TO_STAGE, StepPlan, StepResult
-from .scheduler_machine import (
+from .messages import TO_STAGE, Cut, StepPlan, StepResult
+from .scheduler_events import (
     Cancel,
     Deliver,
     Event,
     Fail,
     Instruction,
+    LimitBlocks,
     PipelineDown,
+    PipelineInterrupted,
+    PipelineSwitch,
     PipelineUp,
-    SchedulerCounts,
-    SchedulerLimits,
-    SchedulerMachine,
+    SendCut,
     SendStep,
     StepDone,
     Submit,
 )
+from .scheduler_machine import SchedulerCounts, SchedulerLimits, SchedulerMachine
+from .token_times import TokenTimes
 
 RETRY_AFTER_S: dict[FailureKind, float] = {"overloaded": 1.0, "not_ready": 2.0, "stage_lost": 2.0}
 """What a client may be told to wait, by the kind of refusal: a queue moves within a second, a pipeline restarts in a few."""
@@ -60,12 +63,21 @@ class _Stream:
             raise (self.failure or StopAsyncIteration) from None
 
 
+@dataclass(frozen=True, slots=True)
+class _Crossing:
+    """A cut on its way to the workers: to ``cut_links``; the plans after it go to ``plan_links``."""
+
+    cut: Cut
+    cut_links: tuple[Link, ...]
+    plan_links: tuple[Link, ...]
+
+
 @dataclass(slots=True)
-class _Epoch:
-    """The dispatch side of one serving epoch."""
+class _Dispatch:
+    """The one task that sends plans and cuts, from when a pipeline comes up until it breaks."""
 
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
-    plans: trio.MemorySendChannel[StepPlan] | None = None
+    items: trio.MemorySendChannel[StepPlan | _Crossing] | None = None
 
 
 class Scheduler:
@@ -77,7 +89,12 @@ class Scheduler:
         self._context_tokens = context_tokens
         self._streams: dict[int, _Stream] = {}
         self._ids = itertools.count()
-        self._epoch = _Epoch()
+        self.times = TokenTimes()
+        self._dispatch = _Dispatch()
+        self._next_links: tuple[tuple[Link, ...], tuple[Link, ...]] = (
+            (),
+            (),
+        )  # for the cut: all concerned, the new route
         self._nursery: trio.Nursery | None = None
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -117,20 +134,52 @@ class Scheduler:
         """Longest prompt + output that is served now."""
         return self._machine.context_tokens or self._context_tokens
 
-    # --- towards the supervisor ---
+    # --- towards the coordinator ---
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that steps are planned for; -1 while none is up."""
+        return self._machine.counts().epoch
 
     def pipeline_up(self, epoch: int, kv_blocks: int, links: Sequence[Link]) -> None:
-        """The stages behind ``links`` (in order) serve ``epoch``."""
+        """The stages behind ``links`` (in order) wait for steps, with empty pages."""
+        if epoch == self.epoch:
+            return  # told twice, by a coordinator that started anew
         assert self._nursery is not None
-        plans, receiver = trio.open_memory_channel[StepPlan](math.inf)  # the machine bounds the steps under way
-        self._epoch = _Epoch(plans=plans)
-        self._nursery.start_soon(self._dispatch, self._epoch, receiver, tuple(links))
+        items, receiver = trio.open_memory_channel[StepPlan | _Crossing](
+            math.inf
+        )  # the machine bounds what is under way
+        self._dispatch = _Dispatch(items=items)
+        self._nursery.start_soon(self._send_in_order, self._dispatch, receiver)
+        self._next_links = (tuple(links), tuple(links))
         self._handle(PipelineUp(epoch, len(links), kv_blocks, self._context_tokens))
 
+    def pipeline_switch(
+        self, epoch: int, kv_blocks: int, links: Sequence[Link], leaving: Sequence[Link], *, reprefill: bool
+    ) -> None:
+        """Cut over to the stages behind ``links``; those behind ``leaving`` serve no more from then on."""
+        if epoch <= self.epoch:
+            return  # told twice
+        self._next_links = ((*links, *leaving), tuple(links))
+        self._handle(PipelineSwitch(epoch, len(links), kv_blocks, reprefill))
+
+    def pipeline_interrupted(self, sentence: str) -> None:
+        """The pipeline is broken and will be up again; requests wait."""
+        self._dispatch.scope.cancel()
+        self._handle(PipelineInterrupted(sentence))
+
     def pipeline_down(self, kind: FailureKind, sentence: str) -> None:
-        """The pipeline no longer serves; every request under way ends with this failure."""
-        self._epoch.scope.cancel()
+        """The pipeline is gone for good; every request under way ends with this failure."""
+        self._dispatch.scope.cancel()
         self._handle(PipelineDown(kind, sentence))
+
+    def limit_blocks(self, blocks: int | None) -> None:
+        """Hand out no block from ``blocks`` on; None lifts the limit."""
+        self._handle(LimitBlocks(blocks))
+
+    def room(self, blocks: int) -> tuple[bytes, int, int]:
+        """Blocks held now (a bit each), requests that hold one beyond ``blocks``, blocks the largest request may need."""
+        return self._machine.held_blocks(), self._machine.beyond(blocks), self._machine.largest_blocks()
 
     def step_done(self, result: StepResult) -> None:
         """The last stage finished a step."""
@@ -145,33 +194,38 @@ class Scheduler:
     def _perform(self, instruction: Instruction) -> None:
         match instruction:
             case SendStep(plan):
-                assert self._epoch.plans is not None
-                self._epoch.plans.send_nowait(plan)
+                assert self._dispatch.items is not None
+                self._dispatch.items.send_nowait(plan)
+            case SendCut(cut):
+                assert self._dispatch.items is not None
+                self._dispatch.items.send_nowait(_Crossing(cut, *self._next_links))
             case Deliver(request, token):
                 self._deliver(self._streams[request], token)
             case Fail(request, kind, sentence):
                 self._fail(self._streams[request], kind, sentence)
 
-    async def _dispatch(
-        self, epoch: _Epoch, plans: trio.MemoryReceiveChannel[StepPlan], links: tuple[Link, ...]
-    ) -> None:
-        """Send each plan to every stage, in order: the one total order of steps."""
-        with epoch.scope:
-            async for plan in plans:
-                rows, tokens = len(plan.requests), len(plan.token_ids) // 4
-                self._log.emit("step_sent", epoch=plan.epoch, step=plan.step, rows=rows, tokens=tokens)
-                encoded = TO_STAGE.encode(plan)
-                try:
-                    for link in links:
-                        await link.send([encoded])
-                except PeerLostError:
-                    return  # the supervisor reads the same link, hears it too, and takes the epoch down
+    async def _send_in_order(self, dispatch: _Dispatch, items: trio.MemoryReceiveChannel[StepPlan | _Crossing]) -> None:
+        """Send each plan to every stage of its epoch, and each cut to all whom it concerns: the one total order of steps."""
+        links: tuple[Link, ...] = ()
+        with dispatch.scope:
+            async for item in items:
+                if isinstance(item, _Crossing):
+                    links = item.plan_links
+                    self._log.emit("cut_sent", epoch=item.cut.epoch, step=item.cut.step, abandon=item.cut.abandon)
+                    sent = await _send_all(TO_STAGE.encode(item.cut), item.cut_links)
+                else:
+                    rows, tokens = len(item.requests), len(item.token_ids) // 4
+                    self._log.emit("step_sent", epoch=item.epoch, step=item.step, rows=rows, tokens=tokens)
+                    sent = await _send_all(TO_STAGE.encode(item), links)
+                if not sent:
+                    return  # the pool reads the same link and hears of it too; the coordinator will interrupt us
 
     def _deliver(self, stream: _Stream, event: TokenEvent) -> None:
         now = trio.current_time()
         if stream.first_token_s is None:
             stream.first_token_s = now
         stream.outputs += 1
+        self.times.token(stream.request, now)
         stream.sender.send_nowait(event)
         if event.finish is not None:
             self._forget(stream)
@@ -193,5 +247,17 @@ class Scheduler:
 
     def _forget(self, stream: _Stream) -> None:
         stream.ended = True
+        self.times.ended(stream.request)
         stream.sender.close()
         del self._streams[stream.request]
+
+
+async def _send_all(message: bytes, links: Sequence[Link]) -> bool:
+    """Send to every link; False where one was lost (the others got it all the same)."""
+    sent = True
+    for link in links:
+        try:
+            await link.send([message])
+        except PeerLostError:
+            sent = False
+    return sent

@@ -7,12 +7,16 @@ Rules:
     at its end, which waits for the result of a step it is in.
  4. A token is delivered once, with its output index; the next one is planned only after that.
  5. A request that was preempted keeps its tokens and is prefilled again from prompt + tokens (oldest first).
- 6. Nothing here reads a clock, a socket or a random number: events in, instructions out.
+ 6. An epoch begins with a cut among the plans: every step before it is of earlier epochs, every one after it of this one.
+    Requests cross a cut with their blocks; where KV does not cross (a broken pipeline, a change that says so), they are
+    prefilled again. Either way the last stage is told of their sampling anew.
+ 7. A cut to fewer blocks waits until no request holds one that will not be there; their holders are preempted.
+ 8. Nothing here reads a clock, a socket or a random number: events in, instructions out.
 
 A request's state is where it is: in ``_waiting`` (no blocks) or in ``_running`` (blocks held); both keep arrival order.
 
     absent --submit--> waiting --planned--> running --last token, stop, cancel--> absent
-                          ^-----preempted------'        either --pipeline lost--> absent, failed
+                          ^-preempted, broken--'        either --pipeline gone for good--> absent, failed
 """
 
 from __future__ import annotations
@@ -24,7 +28,23 @@ from ..policies.batching import BatchLimits, Candidate, Share, choose_batch
 from ..runtime.interface import BLOCK_TOKENS
 from .block_ledger import BlockLedger
 from .generation import FailureKind, Finish, GenerationRequest, TokenEvent
-from .messages import StepPlan, StepResult
+from .messages import Cut, StepPlan
+from .scheduler_events import (
+    Cancel,
+    Deliver,
+    Event,
+    Fail,
+    Instruction,
+    LimitBlocks,
+    PipelineDown,
+    PipelineInterrupted,
+    PipelineSwitch,
+    PipelineUp,
+    SendCut,
+    SendStep,
+    StepDone,
+    Submit,
+)
 from .step_plan import PlannedRow, Sequence, plan_step
 
 
@@ -35,81 +55,6 @@ class SchedulerLimits:
     queue_requests_max: int = 256
     running_requests_max: int = 128
     batch: BatchLimits = field(default_factory=BatchLimits)
-
-
-# --- events ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Submit:
-    """A gateway asks for a generation. ``request`` is a new id of ours."""
-
-    request: int
-    spec: GenerationRequest
-
-
-@dataclass(frozen=True, slots=True)
-class Cancel:
-    """A gateway no longer wants a request. Of an unknown one: nothing (it ended in the meantime)."""
-
-    request: int
-
-
-@dataclass(frozen=True, slots=True)
-class PipelineUp:
-    """The stages of ``epoch`` serve: ``depth`` of them, with ``kv_blocks`` blocks each."""
-
-    epoch: int
-    depth: int
-    kv_blocks: int
-    context_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class PipelineDown:
-    """The pipeline is gone, for the reason in ``sentence``."""
-
-    kind: FailureKind
-    sentence: str
-
-
-@dataclass(frozen=True, slots=True)
-class StepDone:
-    """The last stage's answer to a plan."""
-
-    result: StepResult
-
-
-Event = Submit | Cancel | PipelineUp | PipelineDown | StepDone
-
-# --- instructions ---------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class SendStep:
-    """Send the plan to every stage. Answered by `StepDone`, or by `PipelineDown` for all plans under way."""
-
-    plan: StepPlan
-
-
-@dataclass(frozen=True, slots=True)
-class Deliver:
-    """Give a token to the request's gateway."""
-
-    request: int
-    event: TokenEvent
-
-
-@dataclass(frozen=True, slots=True)
-class Fail:
-    """End the request with one explicit error."""
-
-    request: int
-    kind: FailureKind
-    sentence: str
-
-
-Instruction = SendStep | Deliver | Fail
 
 
 class SchedulerError(Exception):
@@ -126,6 +71,7 @@ class SchedulerCounts:
     kv_blocks: int
     kv_blocks_used: int
     preemptions: int
+    reprefills: int
     epoch: int
 
 
@@ -138,22 +84,28 @@ class SchedulerMachine:
         self._running: dict[int, Sequence] = {}
         self._steps: dict[int, tuple[StepPlan, tuple[Share, ...]]] = {}
         self._pipeline: PipelineUp | None = None
-        self._down = PipelineDown("not_ready", "the pipeline is starting")
+        self._down: PipelineDown | PipelineInterrupted = PipelineDown("not_ready", "the pipeline is starting")
+        self._switch: PipelineSwitch | None = None  # one that cannot happen yet
         self._ledger = BlockLedger(0)
+        self._context_tokens = 0
         self._retired: list[int] = []
         self._next_step = 0
         self._preemptions = 0
+        self._reprefills = 0
         self._handlers: dict[type, Callable[..., Iterator[Instruction]]] = {
             Submit: self._submit,
             Cancel: self._cancel,
             PipelineUp: self._pipeline_up,
+            PipelineSwitch: self._pipeline_switch,
+            LimitBlocks: self._limit_blocks,
+            PipelineInterrupted: self._interrupted,
             PipelineDown: self._pipeline_down,
             StepDone: self._step_done,
         }
 
     def handle(self, event: Event) -> list[Instruction]:
         """Apply one event. Raises `SchedulerError` where it is illegal, before anything changed."""
-        return [*self._handlers[type(event)](event), *self._plan_steps()]
+        return [*self._handlers[type(event)](event), *self._cross(), *self._plan_steps()]
 
     def counts(self) -> SchedulerCounts:
         """How much there is of everything."""
@@ -164,15 +116,27 @@ class SchedulerMachine:
             kv_blocks=self._ledger.capacity,
             kv_blocks_used=self._ledger.used,
             preemptions=self._preemptions,
+            reprefills=self._reprefills,
             epoch=self._pipeline.epoch if self._pipeline else -1,
         )
 
     @property
     def context_tokens(self) -> int:
         """Longest prompt + output that one request may have: the model's context, or what fits all KV blocks."""
-        if self._pipeline is None:
-            return 0
-        return min(self._pipeline.context_tokens, self._ledger.capacity * BLOCK_TOKENS)
+        return self._context_tokens
+
+    def held_blocks(self) -> bytes:
+        """A bit per block, little-endian: those that requests hold now."""
+        return self._ledger.held_bits()
+
+    def beyond(self, blocks: int) -> int:
+        """How many requests would have to be prefilled again if there were only ``blocks`` blocks."""
+        return len(self._ledger.holders_beyond(blocks))
+
+    def largest_blocks(self) -> int:
+        """Blocks that the largest request may come to need: its prompt and all tokens that it may have."""
+        totals = (len(r.spec.prompt) + r.spec.max_tokens for r in (*self._running.values(), *self._waiting.values()))
+        return _blocks(max(totals, default=0))
 
     def check(self) -> None:
         """Raise unless the books balance; cheap enough to run whenever the scheduler is idle."""
@@ -196,8 +160,8 @@ class SchedulerMachine:
             yield Fail(event.request, *refusal)
 
     def _refusal(self, spec: GenerationRequest) -> tuple[FailureKind, str] | None:
-        """Why ``spec`` cannot be taken now, or None."""
-        if self._pipeline is None:
+        """Why ``spec`` cannot be taken now, or None. A broken pipeline takes requests: they wait for it."""
+        if self._pipeline is None and isinstance(self._down, PipelineDown):
             kind: FailureKind = "shutting_down" if self._down.kind == "shutting_down" else "not_ready"
             return kind, self._down.sentence
         total = len(spec.prompt) + spec.max_tokens
@@ -221,14 +185,78 @@ class SchedulerMachine:
 
     def _pipeline_up(self, event: PipelineUp) -> Iterator[Instruction]:
         if self._pipeline is not None:
+            if self._pipeline.epoch == event.epoch:
+                return  # told twice
             raise SchedulerError(f"epoch {event.epoch} came up while epoch {self._pipeline.epoch} serves")
-        self._pipeline = event
         self._ledger = BlockLedger(event.kv_blocks)
+        yield self._begin(event, live=b"", abandon=True)
+
+    def _pipeline_switch(self, event: PipelineSwitch) -> Iterator[Instruction]:
+        if self._pipeline is None:
+            raise SchedulerError(f"a cut to epoch {event.epoch} was asked for while no pipeline serves")
+        if event.epoch > self._pipeline.epoch:
+            self._switch = event
+            self._ledger.limit(min(event.kv_blocks, self._ledger.capacity))
+        yield from ()
+
+    def _limit_blocks(self, event: LimitBlocks) -> Iterator[Instruction]:
+        if self._pipeline is not None:
+            self._ledger.limit(self._ledger.capacity if event.blocks is None else event.blocks)
+        yield from ()
+
+    def _cross(self) -> Iterator[Instruction]:
+        """Preempt holders of blocks beyond the limit as they come out of their steps; cut as soon as nothing stands against it."""
+        if self._pipeline is None:
+            return
+        for holder in self._ledger.holders_beyond(self._ledger.limit_blocks):
+            if not self._running[holder].in_step:
+                self._preempt(self._running[holder])
+        switch = self._switch
+        if switch is None or self._ledger.holders_beyond(switch.kv_blocks):
+            return
+        if switch.reprefill:
+            if self._steps:
+                return
+            self._begin_anew()
+        self._ledger.resize(switch.kv_blocks)
+        up = PipelineUp(switch.epoch, switch.depth, switch.kv_blocks, self._pipeline.context_tokens)
+        yield self._begin(up, live=self._ledger.held_bits(), abandon=False)
+
+    def _begin(self, up: PipelineUp, *, live: bytes, abandon: bool) -> SendCut:
+        """The epoch whose steps are planned from now on."""
+        self._pipeline = up
+        self._switch = None
+        self._context_tokens = min(up.context_tokens, up.kv_blocks * BLOCK_TOKENS)
+        self._retired.clear()
+        for request in (*self._running.values(), *self._waiting.values()):
+            request.sampling_admitted = False
+        return SendCut(Cut(up.epoch, self._next_step, live, abandon))
+
+    def _begin_anew(self) -> None:
+        """Every request waits again, its tokens kept, its KV given up."""
+        self._reprefills += len(self._running)
+        for request in list(self._running.values()):
+            self._requeue(request)
+
+    def _interrupted(self, event: PipelineInterrupted) -> Iterator[Instruction]:
+        if isinstance(self._down, PipelineDown) and self._pipeline is None:
+            return  # it was never up, or is gone for good
+        self._down = event
+        self._pipeline = None
+        self._switch = None
+        self._steps.clear()
+        for request in list(self._running.values()):
+            request.in_step = False
+            if request.cancelled:
+                self._end(request)
+        self._begin_anew()
+        self._ledger = BlockLedger(0)
         yield from ()
 
     def _pipeline_down(self, event: PipelineDown) -> Iterator[Instruction]:
         lost = [*self._running.values(), *self._waiting.values()]
         self._pipeline = None
+        self._switch = None
         self._down = event
         self._ledger = BlockLedger(0)
         self._steps.clear()
@@ -241,10 +269,10 @@ class SchedulerMachine:
 
     def _step_done(self, event: StepDone) -> Iterator[Instruction]:
         result = event.result
-        if self._pipeline is None or result.epoch != self._pipeline.epoch:
-            return  # a step of a pipeline that is gone; its requests were failed with it
-        if result.step not in self._steps:
-            raise SchedulerError(f"step {result.step} was answered but is not under way")
+        if self._pipeline is None or (result.epoch < self._pipeline.epoch and result.step not in self._steps):
+            return  # a step of a pipeline that is gone; its requests were begun anew
+        if result.step not in self._steps or self._steps[result.step][0].epoch != result.epoch:
+            raise SchedulerError(f"step {result.step} of epoch {result.epoch} was answered but is not under way")
         plan, shares = self._steps[result.step]
         if len(result.tokens) != len(plan.samples):
             raise SchedulerError(
@@ -285,6 +313,8 @@ class SchedulerMachine:
     def _plan_steps(self) -> Iterator[SendStep]:
         """Plan steps until ``depth`` are under way or nothing is left to run."""
         while self._pipeline is not None and len(self._steps) < self._pipeline.depth:
+            if self._switch is not None and self._switch.reprefill:
+                return  # what runs now would be computed twice
             shares = self._granted(self._chosen())
             if not shares:
                 return
@@ -352,11 +382,14 @@ class SchedulerMachine:
         return None
 
     def _preempt(self, victim: Sequence) -> None:
-        del self._running[victim.id]
-        self._ledger.release(victim.id)
-        victim.computed = 0
         self._preemptions += 1
-        self._waiting = dict(sorted([(victim.id, victim), *self._waiting.items()]))
+        self._requeue(victim)
+
+    def _requeue(self, request: Sequence) -> None:
+        del self._running[request.id]
+        self._ledger.release(request.id)
+        request.computed = 0
+        self._waiting = dict(sorted([(request.id, request), *self._waiting.items()]))
 
 
 def _blocks(tokens: int) -> int:

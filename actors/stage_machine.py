@@ -1,274 +1,419 @@
-"""One stage's life and the order in which it runs steps.
+"""One worker's part in epoch after epoch, and the order in which it runs steps.
 
 Rules:
- 1. A stage runs the plans of its epoch in step order, one at a time, each exactly once.
+ 1. A worker runs plans in the order in which they come, one at a time, each exactly once; a `Cut` among them ends one epoch and
+    begins the next, so every plan runs through the atoms of its own epoch.
  2. Behind the first stage a step starts when both its plan and its activation are here; they must name the same
-    (epoch, step), and both arrive in step order, so anything else is a peer's mistake and ends the stage.
- 3. A message of a past epoch is dropped by name; one of an epoch that was never announced is a peer's mistake.
- 4. Drain lets the plans that are here finish; then the stage is retired and accepts nothing.
- 5. No clock, no socket, no thread here: events in, instructions out. An illegal event raises and changes nothing.
+    (epoch, step), and both arrive in step order, so anything else is a peer's mistake and ends the worker.
+ 3. No step of an epoch starts before every page that this worker is given for it has arrived.
+ 4. A command of the coordinator means the same the second time: what was done is answered again, not done again. One of a past
+    epoch is dropped by name; preparing a newer epoch discards an older one that was never cut to.
+ 5. What an epoch needs is kept until a later epoch is released, or this one is aborted; an epoch that was cut to is never aborted.
+ 6. A cut that abandons drops the plans and activations of earlier epochs, finished or not: their pipeline is broken.
+ 7. Drain lets the plans that are here finish; then the worker is retired and accepts nothing.
+ 8. No clock, no socket, no thread here: events in, instructions out. An illegal event raises and changes nothing.
 
-    new --load--> loading --loaded--> loaded --serve--> opening --opened--> serving --drain--> draining --last step--> retired
-                                        ^                                      |
-                                        '---------- serve (next epoch) --------'        any but retired --drain, idle--> retired
+Phases of one epoch at one worker (`_LEGAL` is the table; a worker that only gives pages away skips the first two):
+
+    loading --weights--> loaded --open--> opening --handoff ready--> prepared --cut--> switching --pages here--> switched
+       '------------------- abort, a newer epoch, a failure: discarded ---'             switched --release--> released
 """
 
 from __future__ import annotations
 
 import enum
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
-from ..runtime.interface import BufferView, StageFacts, StageOutput
-from .messages import Activation, Drain, Load, Serve, StepPlan
+from .messages import (
+    Abort,
+    Aborted,
+    Activation,
+    Confirm,
+    CopyTotals,
+    Cut,
+    Drain,
+    FromStage,
+    HandoffFailed,
+    Loaded,
+    Open,
+    Prepare,
+    Prepared,
+    Release,
+    Released,
+    StepPlan,
+    Switched,
+)
+from .stage_events import (
+    ActivationArrived,
+    CloseEpochs,
+    CutHandoff,
+    Dropped,
+    DropStale,
+    Emit,
+    EpochFailed,
+    EpochOpened,
+    Event,
+    ForgetPages,
+    Instruction,
+    KeepOnly,
+    Leave,
+    OpenEpoch,
+    PagesCrossed,
+    RunStep,
+    StartLoading,
+    StepRan,
+    Tell,
+    WeightsLoaded,
+)
 
 
-class StageState(enum.Enum):
-    """Where a stage is in its life."""
+class Phase(enum.Enum):
+    """Where one epoch is at this worker."""
 
-    NEW = "new"
     LOADING = "loading"
     LOADED = "loaded"
     OPENING = "opening"
-    SERVING = "serving"
-    DRAINING = "draining"
-    RETIRED = "retired"
+    PREPARED = "prepared"
+    SWITCHING = "switching"
+    SWITCHED = "switched"
+    RELEASED = "released"
 
 
 class StageProtocolError(Exception):
-    """A peer sent what it must not send now; the sentence says what. The stage cannot go on; nothing was changed."""
+    """A peer sent what it must not send now; the sentence says what. The worker cannot go on; nothing was changed."""
 
 
-# --- events (messages Load, Serve, Drain, StepPlan are events themselves) -----------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class WeightsLoaded:
-    """`StartLoading` ended well."""
-
-    facts: StageFacts
-
-
-@dataclass(frozen=True, slots=True)
-class PipelineOpened:
-    """`OpenPipeline` ended well: pages reserved, links open."""
-
-
-@dataclass(frozen=True, slots=True)
-class ActivationArrived:
-    """The stage before sent a step's hidden state."""
-
-    header: Activation
-    hidden: BufferView
-
-
-@dataclass(frozen=True, slots=True)
-class StepRan:
-    """`RunStep` ended well."""
-
-    output: StageOutput
-
-
-Event = Load | Serve | Drain | StepPlan | WeightsLoaded | PipelineOpened | ActivationArrived | StepRan
-
-# --- instructions ---------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class StartLoading:
-    """Load weights. Answered by `WeightsLoaded`."""
-
-    load: Load
-
-
-@dataclass(frozen=True, slots=True)
-class TellLoaded:
-    """Tell the supervisor what the stage weighs."""
-
-    epoch: int
-    facts: StageFacts
-
-
-@dataclass(frozen=True, slots=True)
-class OpenPipeline:
-    """Reserve pages and open the activation links of an epoch. Answered by `PipelineOpened`."""
-
-    serve: Serve
-
-
-@dataclass(frozen=True, slots=True)
-class TellServing:
-    """Tell the supervisor that steps are welcome."""
-
-    epoch: int
-
-
-@dataclass(frozen=True, slots=True)
-class RunStep:
-    """Compute one step. Answered by `StepRan`."""
-
-    plan: StepPlan
-    hidden: BufferView | None
-
-
-@dataclass(frozen=True, slots=True)
-class Emit:
-    """Send the step's output on: a hidden state to the next stage, or tokens to the scheduler."""
-
-    plan: StepPlan
-    output: StageOutput
-
-
-@dataclass(frozen=True, slots=True)
-class DropStale:
-    """Log, by name, a message of a past epoch."""
-
-    what: str
-    epoch: int
-    step: int
-
-
-@dataclass(frozen=True, slots=True)
-class Leave:
-    """End the process; the reason is for the log."""
-
-    reason: str
-
-
-Instruction = StartLoading | TellLoaded | OpenPipeline | TellServing | RunStep | Emit | DropStale | Leave
-
-_LEGAL: dict[type, frozenset[StageState]] = {
-    Load: frozenset({StageState.NEW}),
-    WeightsLoaded: frozenset({StageState.LOADING, StageState.RETIRED}),
-    Serve: frozenset({StageState.LOADED, StageState.SERVING}),
-    PipelineOpened: frozenset({StageState.OPENING, StageState.RETIRED}),
-    StepPlan: frozenset({StageState.SERVING, StageState.OPENING}),
-    ActivationArrived: frozenset({StageState.SERVING, StageState.OPENING, StageState.DRAINING, StageState.RETIRED}),
-    StepRan: frozenset({StageState.SERVING, StageState.DRAINING}),
-    Drain: frozenset(StageState) - {StageState.RETIRED},
+_LEGAL: dict[type, frozenset[Phase]] = {
+    WeightsLoaded: frozenset({Phase.LOADING}),
+    Open: frozenset({Phase.LOADED}),
+    EpochOpened: frozenset({Phase.OPENING}),
+    Cut: frozenset({Phase.PREPARED}),
+    PagesCrossed: frozenset({Phase.SWITCHING}),
+    Release: frozenset({Phase.SWITCHED, Phase.RELEASED}),
+    Abort: frozenset({Phase.LOADING, Phase.LOADED, Phase.OPENING, Phase.PREPARED}),
 }
-"""In which states each event may come. RETIRED tolerates what was under way when it left."""
+"""In which phase of the epoch that it names an event may come, where it is not the second time of one that did."""
+
+
+@dataclass(slots=True)
+class _Epoch:
+    """One epoch at this worker. ``atoms`` is empty where it only gives pages away."""
+
+    epoch: int
+    phase: Phase
+    atoms: range = range(0)
+    stage: int = -1
+    has_upstream: bool = False
+    has_transfers: bool = False
+    activations: deque[ActivationArrived] = field(default_factory=deque)
+    loaded: Loaded | None = None
+    prepared: Prepared | None = None
+    cut_step: int = -1
+    switched: Switched | None = None
+    released: Released | None = None
+
+
+Answer = Callable[[int], FromStage | None]
+"""What to say when so many bytes were let go of; None for nothing."""
 
 
 class StageMachine:
     """See the module's rules."""
 
-    def __init__(self) -> None:
-        self.state = StageState.NEW
-        self.epoch = -1
-        self._has_upstream = False
-        self._plans: deque[StepPlan] = deque()
-        self._activations: deque[ActivationArrived] = deque()
+    def __init__(self, worker: int) -> None:
+        self.worker = worker
+        self.retired = False
+        self._serving: _Epoch | None = None
+        self._next: _Epoch | None = None
+        self._highest_epoch = -1
+        self._queue: deque[StepPlan | Cut] = deque()
         self._running: StepPlan | None = None
-        self._drain_reason = ""
+        self._abandoned_below = -1
+        self._droppings: deque[Answer] = deque()
+        self._failed: HandoffFailed | None = None
+        self._drain: Drain | None = None
+        self._handlers: dict[type, Callable[..., list[Instruction]]] = {
+            Prepare: self._prepare,
+            WeightsLoaded: self._weights_loaded,
+            Open: self._open,
+            EpochOpened: self._opened,
+            Cut: self._cut_arrived,
+            PagesCrossed: self._pages_crossed,
+            EpochFailed: self._epoch_failed,
+            Confirm: self._confirm,
+            Release: self._release,
+            Abort: self._abort,
+            Dropped: self._dropped,
+            StepPlan: self._planned,
+            ActivationArrived: self._arrived,
+            StepRan: self._ran,
+            Drain: self._drain_asked,
+        }
 
     def handle(self, event: Event) -> list[Instruction]:
         """Apply one event; raises `StageProtocolError`, with nothing changed, where it may not come now."""
-        if self.state not in _LEGAL[type(event)]:
-            raise StageProtocolError(f"{type(event).__name__} came while the stage was {self.state.value}")
-        match event:
-            case Load():
-                self.state = StageState.LOADING
-                self.epoch = event.epoch
-                return [StartLoading(event)]
-            case WeightsLoaded():
-                return self._weights_loaded(event)
-            case Serve():
-                return self._serve(event)
-            case PipelineOpened():
-                return self._opened()
-            case StepPlan():
-                return self._planned(event)
-            case ActivationArrived():
-                return self._arrived(event)
-            case StepRan():
-                return self._ran(event)
-            case Drain():
-                return self._drain(event)
+        if self.retired:
+            return []  # what was under way when this worker left
+        return self._handlers[type(event)](event)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch whose steps run now; -1 before the first cut."""
+        return self._serving.epoch if self._serving is not None else -1
+
+    @property
+    def atoms(self) -> range:
+        """The atoms of that epoch."""
+        return self._serving.atoms if self._serving is not None else range(0)
+
+    @property
+    def running(self) -> StepPlan | None:
+        """The plan that is being computed."""
+        return self._running
 
     @property
     def waiting_steps(self) -> int:
-        """Plans that are here and not yet running."""
-        return len(self._plans)
+        """Plans and cuts that are here and not yet begun."""
+        return len(self._queue)
+
+    # --- the coordinator's commands and what follows from them ---
+
+    def _prepare(self, event: Prepare) -> list[Instruction]:
+        if (known := self._known(event.epoch)) is not None:
+            return [Tell(known.loaded)] if known.loaded is not None else []
+        if event.epoch <= self._highest_epoch:
+            return self._too_late("Prepare", event.epoch)
+        discarded = self._discard_next()
+        atoms = range(event.first_atom, event.end_atom)
+        self._next = _Epoch(event.epoch, Phase.LOADING, atoms, event.stage)
+        self._highest_epoch = event.epoch
+        return [*discarded, StartLoading(event)]
 
     def _weights_loaded(self, event: WeightsLoaded) -> list[Instruction]:
-        if self.state is StageState.RETIRED:
-            return []
-        self.state = StageState.LOADED
-        return [TellLoaded(self.epoch, event.facts)]
+        following = self._next
+        if following is None or following.epoch != event.epoch:
+            return self._keep_only(_silence)  # discarded meanwhile
+        self._check(event, following)
+        following.phase = Phase.LOADED
+        following.loaded = Loaded(event.epoch, self.worker, event.facts)
+        return [Tell(following.loaded)]
 
-    def _serve(self, event: Serve) -> list[Instruction]:
-        if event.epoch < self.epoch:
-            return [DropStale("Serve", event.epoch, -1)]
-        self.state = StageState.OPENING
-        self.epoch = event.epoch
-        self._has_upstream = bool(event.upstream)
-        return [OpenPipeline(event)]
+    def _open(self, event: Open) -> list[Instruction]:
+        if (known := self._known(event.epoch)) is not None and known.phase is not Phase.LOADED:
+            if known.phase is Phase.LOADING:
+                raise StageProtocolError(f"epoch {event.epoch} was opened while its weights were loading")
+            return [Tell(known.prepared)] if known.prepared is not None else []
+        if known is None and event.epoch <= self._highest_epoch:
+            return self._too_late("Open", event.epoch)
+        discarded: list[Instruction] = []
+        if known is None:
+            discarded = self._discard_next()
+            known = self._next = _Epoch(event.epoch, Phase.OPENING)
+            self._highest_epoch = event.epoch
+        known.phase = Phase.OPENING
+        known.has_upstream = bool(event.upstream)
+        known.has_transfers = bool(event.transfers)
+        return [*discarded, OpenEpoch(event, known.stage)]
 
-    def _opened(self) -> list[Instruction]:
-        if self.state is StageState.RETIRED:
+    def _opened(self, event: EpochOpened) -> list[Instruction]:
+        following = self._next
+        if following is None or following.epoch != event.epoch:
             return []
-        self.state = StageState.SERVING
-        return [TellServing(self.epoch), *self._next_step()]
+        self._check(event, following)
+        following.phase = Phase.PREPARED
+        following.prepared = Prepared(event.epoch, self.worker, event.kv_bytes)
+        return [Tell(following.prepared)]
+
+    def _epoch_failed(self, event: EpochFailed) -> list[Instruction]:
+        known = self._known(event.epoch)
+        if known is None or known.phase in (Phase.SWITCHED, Phase.RELEASED):
+            return []
+        self._failed = HandoffFailed(event.epoch, self.worker, event.sentence)
+        discarded = [*self._discard_next(), *self._keep_only(_silence)] if known is self._next else []
+        return [*discarded, Tell(self._failed)]
+
+    def _too_late(self, what: str, epoch: int) -> list[Instruction]:
+        """A command for an epoch that is over here, perhaps because it failed and the coordinator did not hear of it."""
+        if self._failed is not None and self._failed.epoch == epoch:
+            return [Tell(self._failed)]
+        return [DropStale(what, epoch, -1)]
+
+    def _abort(self, event: Abort) -> list[Instruction]:
+        aborted = Aborted(event.epoch, self.worker)
+        known = self._known(event.epoch)
+        if known is None:
+            self._highest_epoch = max(self._highest_epoch, event.epoch)  # a late Prepare of it must not revive it
+            return [Tell(aborted)]
+        self._check(event, known)
+        return [*self._discard_next(), *self._keep_only(lambda _freed: aborted)]
+
+    def _confirm(self, event: Confirm) -> list[Instruction]:
+        known = self._known(event.epoch)
+        if known is None:
+            return [DropStale("Confirm", event.epoch, -1)]
+        return [Tell(known.switched)] if known.switched is not None else []
+
+    def _release(self, event: Release) -> list[Instruction]:
+        known = self._known(event.epoch)
+        if known is None and event.epoch < self.epoch:
+            return [DropStale("Release", event.epoch, -1)]
+        if known is None:
+            raise StageProtocolError(f"epoch {event.epoch} was released; this worker never heard of it")
+        self._check(event, known)
+        if known.phase is Phase.RELEASED:
+            return [Tell(known.released)] if known.released is not None else []
+        known.phase = Phase.RELEASED
+
+        def answer(freed_bytes: int) -> Released:
+            known.released = Released(event.epoch, self.worker, freed_bytes)
+            return known.released
+
+        return [CloseEpochs(self._open_epochs()), *self._keep_only(answer)]
+
+    def _keep_only(self, answer: Answer) -> list[Instruction]:
+        """Let go of what neither epoch needs. Where a next epoch is being made all stays: its own release tidies up."""
+        if self._next is not None:
+            message = answer(0)
+            return [Tell(message)] if message is not None else []
+        self._droppings.append(answer)
+        return [KeepOnly(self.atoms)]
+
+    def _dropped(self, event: Dropped) -> list[Instruction]:
+        message = self._droppings.popleft()(event.freed_bytes)
+        return [Tell(message)] if message is not None else []
+
+    def _discard_next(self) -> list[Instruction]:
+        """Give up the epoch that is being made, if any."""
+        if self._next is None:
+            return []
+        self._next = None
+        return [CloseEpochs(self._open_epochs())]
+
+    def _open_epochs(self) -> tuple[int, ...]:
+        return tuple(known.epoch for known in (self._serving, self._next) if known is not None)
+
+    def _known(self, epoch: int) -> _Epoch | None:
+        return next(
+            (known for known in (self._serving, self._next) if known is not None and known.epoch == epoch), None
+        )
+
+    def _check(self, event: Event, known: _Epoch) -> None:
+        if known.phase not in _LEGAL[type(event)]:
+            raise StageProtocolError(f"{type(event).__name__} came while epoch {known.epoch} was {known.phase.value}")
+
+    # --- the cut ---
+
+    def _cut_arrived(self, cut: Cut) -> list[Instruction]:
+        following = self._next
+        if following is None or following.epoch != cut.epoch:
+            if cut.epoch <= self._highest_epoch and self._known(cut.epoch) is None:
+                return [DropStale("Cut", cut.epoch, cut.step)]
+            raise StageProtocolError(f"the cut to epoch {cut.epoch} came; this worker prepared no such epoch")
+        self._check(cut, following)
+        if cut.abandon:
+            self._abandoned_below = cut.epoch
+            self._queue.clear()
+        self._queue.append(cut)
+        return self._next_step()
+
+    def _cross(self, cut: Cut) -> list[Instruction]:
+        following = self._next
+        assert following is not None
+        self._serving, self._next = following, None
+        following.phase, following.cut_step = Phase.SWITCHING, cut.step
+        closed: list[Instruction] = [CloseEpochs(self._open_epochs()), ForgetPages()] if cut.abandon else []
+        if following.has_transfers:
+            return [*closed, CutHandoff(cut), *self._next_step()]
+        return [*closed, *self._become_switched(following, CopyTotals())]
+
+    def _pages_crossed(self, event: PagesCrossed) -> list[Instruction]:
+        known = self._serving
+        if known is None or known.epoch != event.epoch:
+            return []
+        self._check(event, known)
+        return self._become_switched(known, event.copied)
+
+    def _become_switched(self, known: _Epoch, copied: CopyTotals) -> list[Instruction]:
+        known.phase = Phase.SWITCHED
+        known.switched = Switched(known.epoch, self.worker, known.cut_step, copied)
+        return [Tell(known.switched), *self._next_step()]
+
+    # --- steps ---
 
     def _planned(self, plan: StepPlan) -> list[Instruction]:
-        if plan.epoch < self.epoch:
+        epoch = self._last_epoch_queued()
+        if plan.epoch < epoch:
             return [DropStale("StepPlan", plan.epoch, plan.step)]
-        if plan.epoch > self.epoch:
-            raise StageProtocolError(f"a plan names epoch {plan.epoch}; this stage serves epoch {self.epoch}")
-        last = self._plans[-1] if self._plans else self._running
+        if plan.epoch > epoch:
+            raise StageProtocolError(f"a plan names epoch {plan.epoch}; the steps here are of epoch {epoch}")
+        last = next((item for item in reversed(self._queue) if isinstance(item, StepPlan)), self._running)
         if last is not None and plan.step <= last.step:
             raise StageProtocolError(f"step {plan.step} was planned after step {last.step}")
-        if len(self._activations) > len(self._plans):
-            _check_pair(plan, self._activations[len(self._plans)].header)
-        self._plans.append(plan)
+        self._queue.append(plan)
         return self._next_step()
+
+    def _last_epoch_queued(self) -> int:
+        return self._queue[-1].epoch if self._queue else self.epoch
 
     def _arrived(self, event: ActivationArrived) -> list[Instruction]:
         header = event.header
-        if header.epoch < self.epoch or self.state is StageState.RETIRED:
+        known = self._known(header.epoch)
+        if known is None and header.epoch <= self._highest_epoch:
             return [DropStale("Activation", header.epoch, header.step)]
-        if header.epoch > self.epoch or not self._has_upstream:
+        if known is None or not known.has_upstream:
             raise StageProtocolError(
                 f"an activation names epoch {header.epoch}, step {header.step}: nobody announced it"
             )
-        if len(self._plans) > len(self._activations):
-            _check_pair(self._plans[len(self._activations)], header)
-        self._activations.append(event)
+        known.activations.append(event)
         return self._next_step()
 
     def _ran(self, event: StepRan) -> list[Instruction]:
-        if self._running is None:
+        plan, self._running = self._running, None
+        if plan is None:
             raise StageProtocolError("a step ended that was not running")
-        emit = Emit(self._running, event.output)
-        self._running = None
-        return [emit, *self._next_step()]
-
-    def _drain(self, event: Drain) -> list[Instruction]:
-        self._drain_reason = event.reason
-        self.state = StageState.DRAINING
-        return self._next_step()
+        emit = [Emit(plan, event.output)] if plan.epoch >= self._abandoned_below else []
+        return [*emit, *self._next_step()]
 
     def _next_step(self) -> list[Instruction]:
-        if self.state is StageState.OPENING or self._running is not None:
+        """Begin what is first in the queue, if it can begin."""
+        if self._running is not None:
             return []
-        if not self._plans:
-            return self._retire() if self.state is StageState.DRAINING else []
-        if not self._has_upstream:
-            self._running = self._plans.popleft()
-            return [RunStep(self._running, None)]
-        if not self._activations:
+        if not self._queue:
+            return self._retire() if self._drain is not None else []
+        head = self._queue[0]
+        if isinstance(head, Cut):
+            self._queue.popleft()
+            return self._cross(head)
+        serving = self._serving
+        assert serving is not None
+        if serving.phase is Phase.SWITCHING or (serving.has_upstream and not serving.activations):
             return []
-        self._running = self._plans.popleft()
-        return [RunStep(self._running, self._activations.popleft().hidden)]
+        hidden = None
+        if serving.has_upstream:
+            _check_pair(head, serving.activations[0].header)
+            hidden = serving.activations.popleft().hidden
+        self._queue.popleft()
+        self._running = head
+        return [RunStep(head, serving.atoms, hidden)]
+
+    def _drain_asked(self, event: Drain) -> list[Instruction]:
+        self._drain = event
+        return self._next_step()
 
     def _retire(self) -> list[Instruction]:
-        self.state = StageState.RETIRED
-        return [Leave(self._drain_reason)]
+        assert self._drain is not None
+        self.retired = True
+        return [Leave(self._drain.reason)]
+
+
+def _silence(_freed_bytes: int) -> None:
+    return None
 
 
 def _check_pair(plan: StepPlan, header: Activation) -> None:
-    """Both queues are in step order, so equal places must hold the same step."""
+    """Both queues are in step order, so their heads must be the same step."""
     if (plan.epoch, plan.step) != (header.epoch, header.step):
         raise StageProtocolError(
             f"the next plan is epoch {plan.epoch} step {plan.step}, the next activation epoch {header.epoch} step {header.step}"

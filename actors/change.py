@@ -1,0 +1,182 @@
+"""One epoch in the making: what it is to be, how far it has come, and who has not answered yet.
+
+Pure bookkeeping of `coordinator_machine`; it decides nothing. Owns the rule which command stands for which phase, so that an
+unanswered one can be sent again.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+from ..runtime.interface import StageFacts
+from .messages import (
+    Abort,
+    Aborted,
+    Confirm,
+    CopyTotals,
+    Loaded,
+    Open,
+    Prepared,
+    Release,
+    Released,
+    Switched,
+    Transfer,
+)
+from .pipeline_spec import PipelineSpec
+from .route import Route, RouteError, moved_layers
+
+
+class ChangePhase(enum.Enum):
+    """How far a change has come. From COMMITTED on there is no way back."""
+
+    PLANNING = "planning"
+    LOADING = "loading"
+    ROOM = "room"
+    OPENING = "opening"
+    COMMITTING = "committing"
+    SWITCHING = "switching"
+    RELEASING = "releasing"
+    CLOSING = "closing"
+    ABORTING = "aborting"
+
+
+Answer = Loaded | Prepared | Switched | Released | Aborted
+
+ANSWERS: dict[ChangePhase, type[Answer]] = {
+    ChangePhase.LOADING: Loaded,
+    ChangePhase.OPENING: Prepared,
+    ChangePhase.SWITCHING: Switched,
+    ChangePhase.RELEASING: Released,
+    ChangePhase.ABORTING: Aborted,
+}
+"""What every worker concerned has to say before the phase is over."""
+
+IRREVOCABLE = frozenset({ChangePhase.SWITCHING, ChangePhase.RELEASING, ChangePhase.CLOSING})
+"""The decision is on disk: whatever fails now, the new route is the one to restore."""
+
+
+@dataclass(slots=True)
+class Change:
+    """``base`` is the route that serves meanwhile, None for a *cold* change: nothing serves, and no KV survives."""
+
+    route: Route
+    strategy: str
+    base: Route | None
+    allow_preempt: bool = False
+    phase: ChangePhase = ChangePhase.PLANNING
+    kv_blocks: int = 0
+    preempted: int = 0
+    opens: dict[int, Open] = field(default_factory=dict)
+    answers: dict[type[Answer], dict[int, Answer]] = field(default_factory=lambda: {t: {} for t in ANSWERS.values()})
+    gone: set[int] = field(default_factory=set)
+    reason: str = ""
+    doomed: str = ""
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that is being made."""
+        return self.route.epoch
+
+    @property
+    def leaving(self) -> tuple[int, ...]:
+        """Workers of the base that the route lacks."""
+        return tuple(worker for worker in self.base.workers if worker not in self.route.workers) if self.base else ()
+
+    def concerned(self) -> tuple[int, ...]:
+        """The workers that have to answer in the present phase."""
+        if self.phase is ChangePhase.LOADING or self.phase is ChangePhase.RELEASING:
+            workers: tuple[int, ...] = self.route.workers
+        else:
+            workers = (*self.route.workers, *self.leaving)
+        return tuple(worker for worker in workers if worker not in self.gone)
+
+    def unanswered(self) -> tuple[int, ...]:
+        """Those of them that have not."""
+        answer = ANSWERS.get(self.phase)
+        return () if answer is None else tuple(w for w in self.concerned() if w not in self.answers[answer])
+
+    def note(self, answer: Answer) -> bool:
+        """Take an answer in; whether the phase is over for it."""
+        if type(answer) is not ANSWERS.get(self.phase) or answer.worker not in self.concerned():
+            return False  # of a phase that is over: told twice
+        self.answers[type(answer)][answer.worker] = answer
+        return not self.unanswered()
+
+    def facts(self, worker: int) -> StageFacts | None:
+        """What the worker said of its atoms of this epoch."""
+        loaded = self.answers[Loaded].get(worker)
+        return loaded.facts if isinstance(loaded, Loaded) else None
+
+    def command(self, worker: int, spec: PipelineSpec) -> object | None:
+        """What ``worker`` is to be told in the present phase."""
+        match self.phase:
+            case ChangePhase.LOADING:
+                stage = self.route.stage_of(worker)
+                return None if stage is None else spec.prepare_message(self.route, stage)
+            case ChangePhase.OPENING:
+                return self.opens.get(worker)
+            case ChangePhase.SWITCHING:
+                return Confirm(self.epoch)
+            case ChangePhase.RELEASING:
+                return Release(self.epoch)
+            case ChangePhase.ABORTING:
+                return Abort(self.epoch, self.reason)
+            case _:
+                return None
+
+    def copied(self) -> CopyTotals:
+        """What all donors sent together; rounds and residual tokens are the most of any."""
+        totals = [answer.copied for answer in self.answers[Switched].values() if isinstance(answer, Switched)]
+        return CopyTotals(
+            sent_bytes=sum(total.sent_bytes for total in totals),
+            resent_bytes=sum(total.resent_bytes for total in totals),
+            final_bytes=sum(total.final_bytes for total in totals),
+            rounds=max((total.rounds for total in totals), default=0),
+            residual_tokens=max((total.residual_tokens for total in totals), default=0),
+        )
+
+
+def transfers(change: Change, spec: PipelineSpec, held: dict[int, StageFacts], link_address: str) -> list[Transfer]:
+    """The page transfers of a live change that copies. ``link_address`` is a pattern with {epoch} and {link}.
+
+    ``held`` says what each worker holds now. Raises `RouteError` where donor and acquirer keep their pages differently.
+    """
+    if change.base is None or change.strategy not in ("precopy", "stop-copy"):
+        return []
+    result = []
+    moves = moved_layers(change.base, change.route, dict(enumerate(spec.layers_of)))
+    for (donor, acquirer), layers in moves.items():
+        given, taken = held[donor], change.facts(acquirer)
+        assert taken is not None
+        if given.page_layout != taken.page_layout:
+            raise RouteError(
+                f"worker {donor} keeps its pages as {given.page_layout}, worker {acquirer} as {taken.page_layout}: KV cannot "
+                "move between them; use the strategy recompute"
+            )
+        sizes = dict(zip(taken.layers, taken.page_bytes, strict=True))
+        address = link_address.format(epoch=change.epoch, link=f"pages-{donor}-{acquirer}")
+        result.append(Transfer(donor, acquirer, address, layers, tuple(sizes[layer] for layer in layers)))
+    return result
+
+
+def open_messages(
+    change: Change, moves: list[Transfer], live: bytes, link_address: str, *, precopy: bool
+) -> dict[int, Open]:
+    """What each worker of a change is told to open."""
+    opens = {}
+    last = len(change.route.stages) - 1
+    for worker in (*change.route.workers, *change.leaving):
+        stage = change.route.stage_of(worker)
+        up = stage is not None and stage > 0
+        down = stage is not None and stage < last
+        opens[worker] = Open(
+            epoch=change.epoch,
+            kv_blocks=change.kv_blocks,
+            upstream=link_address.format(epoch=change.epoch, link=f"activations-{stage}") if up else "",
+            downstream=link_address.format(epoch=change.epoch, link=f"activations-{stage + 1}") if down else "",  # type: ignore[operator]
+            transfers=tuple(move for move in moves if worker in (move.donor, move.acquirer)),
+            precopy=precopy,
+            live=live,
+        )
+    return opens

@@ -1,0 +1,270 @@
+"""The worker processes of one daemon: starts them, holds their control links, and says who came and who went.
+
+The only reader of those links: step results go to the scheduler, reports stay here, everything else goes to the coordinator.
+It decides nothing; the life of each process is a `worker_machine`. It outlives a coordinator that starts anew.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Protocol
+
+import trio
+
+from ..transport.interface import FrameError, Link, LinkLimits, PeerLostError, Transport
+from .coordinator_events import FromWorker, ToWorker
+from .event_log import EventLog
+from .messages import FROM_STAGE, TO_STAGE, Drain, FromStage, Hello, StageReport, StepResult
+from .route import StagePlacement
+from .worker_machine import (
+    Event,
+    Exited,
+    Instruction,
+    LinkLost,
+    ReportGone,
+    ReportUp,
+    Retire,
+    SendDrain,
+    SetTimer,
+    Signal,
+    TimerFired,
+    WorkerLimits,
+    WorkerMachine,
+)
+
+OUTGOING_MESSAGES_MAX = 64
+"""Commands that may wait for one worker's link. More mean that it does not read: it is as good as lost."""
+CONTROL_LIMITS = LinkLimits(heartbeat_interval_s=0.5, silence_s_max=10.0)
+"""A worker on this host that dies is noticed by its exit at once; silence only tells of one that hangs."""
+
+
+class WorkerProcess(Protocol):
+    """A running worker process."""
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        ...
+
+    async def wait(self) -> int:
+        """Wait for its end; the exit code, negative for a signal."""
+        ...
+
+    def signal(self, *, kill: bool) -> None:
+        """SIGTERM, or SIGKILL; nothing where it has ended."""
+        ...
+
+
+class WorkerLauncher(Protocol):
+    """Starts worker processes; real ones in the daemon, actors in one loop in tests and simulation."""
+
+    async def launch(self, placement: StagePlacement, control_address: str) -> WorkerProcess:
+        """Start one; it will connect to ``control_address``."""
+        ...
+
+
+class PoolListener(Protocol):
+    """Who must know of workers: the coordinator."""
+
+    def worker_up(self, worker: int) -> None:
+        """It said hello."""
+        ...
+
+    def worker_gone(self, worker: int, sentence: str) -> None:
+        """It is gone, or as good as gone. Comes once."""
+        ...
+
+    def worker_said(self, message: FromWorker) -> None:
+        """It sent something."""
+        ...
+
+
+class StepListener(Protocol):
+    """Who waits for the results of steps: the scheduler."""
+
+    def step_done(self, result: StepResult) -> None:
+        """A step's tokens are here."""
+        ...
+
+
+class _Worker:
+    """The pool's hold on one process, from before it is launched until it has ended."""
+
+    def __init__(self, limits: WorkerLimits) -> None:
+        self.link: Link | None = None
+        self.machine = WorkerMachine(limits)
+        self.outgoing, self._unsent = trio.open_memory_channel[ToWorker | Drain](OUTGOING_MESSAGES_MAX)
+        self.report: StageReport | None = None
+        self.process: WorkerProcess | None = None
+        self._condemned: list[bool] = []
+
+    def launched(self, process: WorkerProcess) -> None:
+        """Take hold of the process, and pass on the signals that were meant for it while it was being launched."""
+        self.process = process
+        for kill in self._condemned:
+            process.signal(kill=kill)
+
+    def signal(self, *, kill: bool) -> None:
+        """SIGTERM or SIGKILL, as soon as there is a process."""
+        if self.process is None:
+            self._condemned.append(kill)
+        else:
+            self.process.signal(kill=kill)
+
+    async def write(self, link: Link) -> None:
+        """Send what `outgoing` is given, in order."""
+        with suppress(PeerLostError):  # the reader hears of it too
+            async for message in self._unsent:
+                await link.send([TO_STAGE.encode(message)])
+
+
+class WorkerPool:
+    """See the module. ``control_address`` is a pattern with {worker}."""
+
+    def __init__(
+        self,
+        launcher: WorkerLauncher,
+        transport: Transport,
+        steps: StepListener,
+        limits: WorkerLimits,
+        log: EventLog,
+        control_address: str,
+    ) -> None:
+        self.listener: PoolListener | None = None
+        self._launcher = launcher
+        self._transport = transport
+        self._steps = steps
+        self._limits = limits
+        self._log = log
+        self._control_address = control_address
+        self._workers: dict[int, _Worker] = {}
+        self._nursery: trio.Nursery | None = None
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Hold the workers until cancelled; then none is left."""
+        try:
+            async with trio.open_nursery() as self._nursery:
+                task_status.started()
+                await trio.sleep_forever()
+        finally:
+            for worker in self._workers.values():
+                worker.signal(kill=True)
+
+    # --- what the coordinator asks ---
+
+    def spawn(self, placement: StagePlacement) -> None:
+        """Start a worker."""
+        assert self._nursery is not None
+        hold = self._workers[placement.worker] = _Worker(self._limits)
+        self._nursery.start_soon(self._host, placement, hold)
+
+    def tell(self, worker: int, message: ToWorker) -> None:
+        """Send a command, without waiting. To a worker that is gone: nothing."""
+        if (hold := self._workers.get(worker)) is not None:
+            self._send(worker, hold, message)
+
+    def retire(self, worker: int, *, kill: bool, reason: str) -> None:
+        """Let a worker go, gracefully or at once."""
+        if (hold := self._workers.get(worker)) is not None:
+            self._handle(worker, hold, Retire(kill, reason))
+
+    def link(self, worker: int) -> Link:
+        """The control link of a worker that is up, for plans."""
+        link = self._workers[worker].link
+        assert link is not None
+        return link
+
+    def alive(self) -> tuple[int, ...]:
+        """The workers whose processes have not ended."""
+        return tuple(self._workers)
+
+    def pid(self, worker: int) -> int:
+        """Its process id, 0 while it has none."""
+        hold = self._workers.get(worker)
+        return hold.process.pid if hold is not None and hold.process is not None else 0
+
+    def report(self, worker: int) -> StageReport | None:
+        """Its latest report."""
+        hold = self._workers.get(worker)
+        return hold.report if hold is not None else None
+
+    # --- one worker's life ---
+
+    async def _host(self, placement: StagePlacement, hold: _Worker) -> None:
+        """Launch one process, talk to it until it ends, and report its end."""
+        worker = placement.worker
+        address = self._control_address.format(worker=worker)
+        link = hold.link = await self._transport.bind(
+            address, name=f"control of worker {worker}", limits=CONTROL_LIMITS
+        )
+        try:
+            process = await self._launcher.launch(placement, address)
+        except OSError as error:
+            self._handle(worker, hold, LinkLost(f"its process could not be started: {error}"))
+        else:
+            await self._live(placement, hold, link, process)
+        await link.aclose()
+        del self._workers[worker]
+
+    async def _live(self, placement: StagePlacement, hold: _Worker, link: Link, process: WorkerProcess) -> None:
+        worker = placement.worker
+        hold.launched(process)
+        self._log.emit("worker_spawned", worker=worker, device=placement.device, pid=process.pid)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._read, worker, hold, link)
+            nursery.start_soon(hold.write, link)
+            code = await process.wait()
+            nursery.cancel_scope.cancel()
+        self._log.emit("worker_exited", worker=worker, code=code)
+        self._handle(worker, hold, Exited(code))
+
+    async def _read(self, worker: int, hold: _Worker, link: Link) -> None:
+        try:
+            while True:
+                (payload,) = await link.receive()
+                self._take(worker, hold, FROM_STAGE.decode(payload))
+        except (PeerLostError, FrameError) as error:
+            self._log.emit("worker_lost", worker=worker, sentence=str(error))
+            self._handle(worker, hold, LinkLost(str(error)))
+
+    def _take(self, worker: int, hold: _Worker, message: FromStage) -> None:
+        match message:
+            case StepResult():
+                self._steps.step_done(message)
+            case StageReport():
+                hold.report = message
+            case Hello():
+                self._handle(worker, hold, message)
+            case _:
+                if self.listener is not None:
+                    self.listener.worker_said(message)
+
+    def _handle(self, worker: int, hold: _Worker, event: Event) -> None:
+        for instruction in hold.machine.handle(event):
+            self._perform(worker, hold, instruction)
+
+    def _perform(self, worker: int, hold: _Worker, instruction: Instruction) -> None:
+        assert self._nursery is not None
+        match instruction:
+            case SendDrain(reason):
+                self._send(worker, hold, Drain(reason))
+            case Signal(kill):
+                hold.signal(kill=kill)
+            case SetTimer(after_s):
+                self._nursery.start_soon(self._time, worker, hold, after_s)
+            case ReportUp():
+                if self.listener is not None:
+                    self.listener.worker_up(worker)
+            case ReportGone(sentence):
+                if self.listener is not None:
+                    self.listener.worker_gone(worker, sentence)
+
+    def _send(self, worker: int, hold: _Worker, message: ToWorker | Drain) -> None:
+        try:
+            hold.outgoing.send_nowait(message)
+        except trio.WouldBlock:
+            self._handle(worker, hold, LinkLost(f"it left {OUTGOING_MESSAGES_MAX} commands unread"))
+
+    async def _time(self, worker: int, hold: _Worker, after_s: float) -> None:
+        await trio.sleep(after_s)
+        self._handle(worker, hold, TimerFired())
