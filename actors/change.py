@@ -125,6 +125,10 @@ class Change:
             case _:
                 return None
 
+    def cut_step(self) -> int:
+        """The first step of the epoch, as the workers say; -1 before they do."""
+        return max((a.step for a in self.answers[Switched].values() if isinstance(a, Switched)), default=-1)
+
     def copied(self) -> CopyTotals:
         """What all donors sent together; rounds and residual tokens are the most of any."""
         totals = [answer.copied for answer in self.answers[Switched].values() if isinstance(answer, Switched)]

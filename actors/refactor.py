@@ -84,9 +84,13 @@ class RefactorReport(msgspec.Struct, frozen=True, tag="report", tag_field="kind"
 
 
 class RefactorFailed(msgspec.Struct, frozen=True, tag="failed", tag_field="kind"):
-    """It was refused or broken off; ``sentence`` says why. The route of before serves on."""
+    """It did not come off; ``sentence`` says why.
 
-    reason: Literal["refused", "aborted"]
+    "refused" and "aborted": the stages of before serve on. "recovered": a worker died after the cut; the new stages are being
+    brought up again, and every request is begun anew with the tokens that it has.
+    """
+
+    reason: Literal["refused", "aborted", "recovered"]
     sentence: str
 
 

@@ -72,6 +72,7 @@ class SchedulerCounts:
     kv_blocks_used: int
     preemptions: int
     reprefills: int
+    lost: int
     epoch: int
 
 
@@ -92,6 +93,7 @@ class SchedulerMachine:
         self._next_step = 0
         self._preemptions = 0
         self._reprefills = 0
+        self._lost = 0
         self._handlers: dict[type, Callable[..., Iterator[Instruction]]] = {
             Submit: self._submit,
             Cancel: self._cancel,
@@ -117,6 +119,7 @@ class SchedulerMachine:
             kv_blocks_used=self._ledger.used,
             preemptions=self._preemptions,
             reprefills=self._reprefills,
+            lost=self._lost,
             epoch=self._pipeline.epoch if self._pipeline else -1,
         )
 
@@ -265,6 +268,7 @@ class SchedulerMachine:
         self._retired.clear()
         for request in lost:
             if not request.cancelled:
+                self._lost += 1
                 yield Fail(request.id, event.kind, event.sentence)
 
     def _step_done(self, event: StepDone) -> Iterator[Instruction]:

@@ -1,148 +1,111 @@
-"""The stage actor: carries out `stage_machine`'s instructions with an engine, a control link and two activation links.
+"""The stage actor: carries out `stage_machine`'s instructions with an engine, a control link and the links of each epoch.
 
-One process, one `trio.run`; the engine computes in a thread of its own behind `EnginePort`. A broken activation link is
-only logged: its other end's daemon knows best why, and the supervisor takes the epoch down. A broken control link means
-that the daemon is gone: the stage leaves.
+One process, one `trio.run`; the engine computes in threads of its own behind `EnginePort`. A broken link to a neighbour is
+only logged: its other end's daemon knows best why, and the coordinator makes a new epoch. A broken control link means that
+the daemon is gone: the worker leaves.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import trio
 
-from ..runtime.interface import (
-    BufferView,
-    EngineError,
-    RaggedBatch,
-    SampleRow,
-    StageFacts,
-    StageOutput,
-    StageSpec,
-)
+from ..runtime.interface import BufferView, EngineError, RaggedBatch, StageFacts
 from ..transport.interface import FrameError, Link, PeerLostError, Transport, TransportError
-from .activation_link import ActivationReceiver, ActivationSender
+from .engine_port import EnginePort
+from .epoch_links import EpochLinks
 from .event_log import EventLog
+from .handoff import Handoff
 from .messages import (
     FROM_STAGE,
     PROTOCOL_VERSION,
     TO_STAGE,
+    CopyProgress,
     FromStage,
     Hello,
-    Load,
-    Loaded,
     LoadProgress,
-    Serve,
-    Serving,
+    Open,
+    Prepare,
+    Released,
     StageFailed,
     StageReport,
     StepPlan,
-    StepResult,
+    Switched,
 )
-from .sampling_ledger import SamplingLedger, SamplingLedgerError
-from .stage_machine import (
-    ActivationArrived,
+from .page_ledger import PageLedger
+from .sampling_ledger import SamplingLedgerError
+from .stage_events import (
+    CloseEpochs,
+    CutHandoff,
     DropStale,
+    Dropped,
     Emit,
+    EpochFailed,
+    EpochOpened,
     Event,
+    ForgetPages,
     Instruction,
+    KeepOnly,
     Leave,
-    OpenPipeline,
-    PipelineOpened,
+    OpenEpoch,
+    PagesCrossed,
     RunStep,
-    StageMachine,
-    StageProtocolError,
     StartLoading,
     StepRan,
-    TellLoaded,
-    TellServing,
+    Tell,
     WeightsLoaded,
 )
+from .stage_machine import StageMachine, StageProtocolError
 
 REPORT_INTERVAL_S = 1.0
-"""How often a stage sends `StageReport`."""
-OUTPUTS_WAITING_MAX = 4
-"""Finished steps whose output may wait for the next stage before this one stops computing."""
+"""How often a worker sends `StageReport`."""
 FAREWELL_S_MAX = 1.0
-"""How long a failing stage may take to tell its daemon why."""
+"""How long a failing worker may take to tell its daemon why."""
 
 _FATAL = (EngineError, StageProtocolError, FrameError, SamplingLedgerError)
-"""What ends a stage: it cannot compute, or a peer broke the protocol."""
-
-
-class EnginePort(Protocol):
-    """A `StageEngine` as an actor sees it: the same calls, awaited. In simulation it is a modelled engine."""
-
-    async def load(self, spec: StageSpec, progress: Callable[[int, int], Awaitable[None]]) -> StageFacts:
-        """Load the stage's weights."""
-        ...
-
-    async def reserve(self, blocks: int) -> int:
-        """Make room for KV blocks and warm up; the bytes they take."""
-        ...
-
-    async def run(self, batch: RaggedBatch, hidden: BufferView | None, rows: Sequence[SampleRow]) -> StageOutput:
-        """Run one step."""
-        ...
-
-    def peak_rss_bytes(self) -> int:
-        """The most memory this process held so far."""
-        ...
+"""What ends a worker: it cannot compute, or a peer broke the protocol."""
 
 
 @dataclass(slots=True)
 class _Work:
-    """What this stage has done since its start, for reports."""
+    """What this worker has done since its start, for reports."""
 
     steps: int = 0
     busy_s: float = 0.0
 
 
 class StageActor:
-    """One stage. ``run`` returns when the stage has left; it raises nothing that a peer or the engine can cause."""
+    """One worker. ``run`` returns when it has left; it raises nothing that a peer or the engine can cause."""
 
-    def __init__(
-        self,
-        stage: int,
-        control: Link,
-        transport: Transport,
-        engine: EnginePort,
-        log: EventLog,
-    ) -> None:
-        self._stage = stage
+    def __init__(self, worker: int, control: Link, transport: Transport, engine: EnginePort, log: EventLog) -> None:
+        self._worker = worker
         self._control = control
         self._transport = transport
         self._engine = engine
         self._log = log
-        self._machine = StageMachine()
-        self._sampling: SamplingLedger | None = None
-        self._upstream: ActivationReceiver | None = None
-        self._downstream: ActivationSender | None = None
-        self._slots: dict[int, int] = {}  # step -> ring slot that its hidden state lies in
+        self.machine = StageMachine(worker)
+        self.pages = PageLedger()
+        self._epochs: dict[int, EpochLinks] = {}
         self._step_tokens_max = 0
-        self._outputs, self._outputs_receiver = trio.open_memory_channel[Emit](OUTPUTS_WAITING_MAX)
         self._nursery: trio.Nursery | None = None
-        self._kv_bytes = 0
         self._work = _Work()
         self.failed = False
 
     async def run(self) -> None:
-        """Introduce this stage to its supervisor, then live until told to leave."""
+        """Introduce this worker to its pool, then live until told to leave."""
         try:
             async with trio.open_nursery() as self._nursery:
                 self._start(self._obey)
-                self._start(self._send_outputs)
                 self._start(self._report)
-                await self._tell(Hello(self._stage, os.getpid(), PROTOCOL_VERSION))
+                await self._tell(Hello(self._worker, os.getpid(), PROTOCOL_VERSION))
         finally:
-            for neighbour in (self._upstream, self._downstream):
-                if neighbour is not None:
-                    neighbour.close()
+            for links in self._epochs.values():
+                links.close()
 
     # --- tasks ---
 
@@ -151,15 +114,15 @@ class StageActor:
         self._nursery.start_soon(self._guard, task, *args)
 
     async def _guard(self, task: Callable[..., Awaitable[None]], *args: object) -> None:
-        """Run a task of this stage. What a peer or the engine did wrong ends the stage, with one sentence to the daemon."""
+        """Run a task of this worker. What a peer or the engine did wrong ends it, with one sentence to the daemon."""
         try:
             await task(*args)
         except _FATAL as error:
             self.failed = True
             kind = type(error).__name__
-            self._log.emit("stage_failed", error=kind, sentence=str(error))
+            self._log.emit("worker_failed", error=kind, sentence=str(error))
             with trio.move_on_after(FAREWELL_S_MAX, shield=True), suppress(TransportError):
-                await self._tell(StageFailed(self._stage, kind, str(error)))
+                await self._tell(StageFailed(self._worker, kind, str(error)))
             self._leave()
 
     async def _obey(self) -> None:
@@ -169,137 +132,119 @@ class StageActor:
                 (payload,) = await self._control.receive()
                 await self._handle(TO_STAGE.decode(payload))
         except PeerLostError as error:
-            self._log.emit("stage_leaving", reason=f"the daemon is gone: {error}")
+            self._log.emit("worker_leaving", reason=f"the daemon is gone: {error}")
             self._leave()
-
-    async def _receive_activations(self, upstream: ActivationReceiver) -> None:
-        try:
-            while True:
-                arrived = await upstream.receive()
-                if arrived.header.slot >= 0:
-                    self._slots[arrived.header.step] = arrived.header.slot
-                await self._handle(ActivationArrived(arrived.header, arrived.hidden))
-        except PeerLostError as error:
-            self._log.emit("stage_lost", epoch=self._machine.epoch, stage=self._stage - 1, sentence=str(error))
-
-    async def _send_outputs(self) -> None:
-        try:
-            async for emit in self._outputs_receiver:
-                plan, output = emit.plan, emit.output
-                if self._downstream is None:
-                    await self._tell(StepResult(plan.epoch, plan.step, tuple(output.tokens)))
-                elif output.hidden is not None:
-                    await self._downstream.send(plan.epoch, plan.step, output.hidden)
-            self._leave()
-        except PeerLostError as error:
-            self._log.emit("stage_lost", epoch=self._machine.epoch, stage=self._stage + 1, sentence=str(error))
 
     async def _report(self) -> None:
         with suppress(PeerLostError):
             while True:
                 await trio.sleep(REPORT_INTERVAL_S)
                 rss = self._engine.peak_rss_bytes()
-                await self._tell(StageReport(self._stage, self._work.steps, self._work.busy_s, rss))
+                await self._tell(StageReport(self._worker, self._work.steps, self._work.busy_s, rss))
 
     # --- carrying out ---
 
     async def _handle(self, event: Event) -> None:
-        for instruction in self._machine.handle(event):
+        for instruction in self.machine.handle(event):
             await self._perform(instruction)
 
     async def _perform(self, instruction: Instruction) -> None:
         match instruction:
-            case StartLoading(load):
-                self._start(self._load, load)
-            case TellLoaded(epoch, facts):
-                self._log.emit(
-                    "stage_loaded",
-                    epoch=epoch,
-                    stage=self._stage,
-                    weight_bytes=facts.weight_bytes,
-                    kv_bytes_per_block=facts.kv_bytes_per_block,
-                    backend=facts.backend,
-                )
-                await self._tell(
-                    Loaded(
-                        epoch,
-                        self._stage,
-                        facts.weight_bytes,
-                        facts.kv_bytes_per_block,
-                        facts.memory_free_bytes,
-                        facts.layers,
-                        facts.backend,
-                    )
-                )
-            case OpenPipeline(serve):
-                self._start(self._open, serve)
-            case TellServing(epoch):
-                await self._tell(Serving(epoch, self._stage, self._kv_bytes))
-            case RunStep(plan, hidden):
-                self._start(self._run_step, plan, hidden)
-            case Emit():
-                await self._outputs.send(instruction)
+            case RunStep(plan, atoms, hidden):
+                self._start(self._run_step, plan, atoms, hidden)
+            case Emit(plan):
+                with suppress(trio.BrokenResourceError, trio.ClosedResourceError):  # its neighbour or its epoch is gone
+                    if (links := self._epochs.get(plan.epoch)) is not None:
+                        await links.emit(instruction)
+            case Tell(message):
+                self._log_told(message)
+                await self._tell(message)
+            case StartLoading(prepare):
+                self._start(self._load, prepare)
+            case OpenEpoch(opened, stage):
+                links = self._epochs[opened.epoch] = EpochLinks(opened.epoch)
+                self._start(self._live_epoch, links, opened, stage)
+            case CutHandoff(cut):
+                handoff = self._epochs[cut.epoch].handoff
+                assert handoff is not None
+                handoff.cut(cut.live)
+            case CloseEpochs(keep):
+                for epoch in [epoch for epoch in self._epochs if epoch not in keep]:
+                    self._epochs.pop(epoch).close()
+            case KeepOnly(atoms):
+                self._start(self._keep_only, atoms)
+            case ForgetPages():
+                self.pages.forget()
             case DropStale(what, epoch, step):
                 self._log.emit("stale_dropped", what=what, epoch=epoch, step=step)
             case Leave(reason):
-                self._log.emit("stage_leaving", reason=reason)
-                self._outputs.close()  # `_send_outputs` sends what is left, then this stage leaves
+                self._start(self._leave_in_order, reason)
 
-    async def _load(self, load: Load) -> None:
-        spec = StageSpec(
-            model_folder=load.model_folder,
-            program_file=load.program_file,
-            first_atom=load.first_atom,
-            end_atom=load.end_atom,
-            device=load.device,
-            threads=load.threads,
-            dtype=load.dtype,
-            deterministic=load.deterministic,
-            step_tokens_max=load.step_tokens_max,
-        )
+    async def _load(self, prepare: Prepare) -> None:
         self._log.emit(
-            "stage_loading",
-            epoch=load.epoch,
-            stage=self._stage,
-            first_atom=load.first_atom,
-            end_atom=load.end_atom,
-            device=load.device,
+            "worker_loading",
+            epoch=prepare.epoch,
+            stage=prepare.stage,
+            first_atom=prepare.first_atom,
+            end_atom=prepare.end_atom,
+            device=prepare.spec.device,
         )
-        self._step_tokens_max = load.step_tokens_max
-        facts = await self._engine.load(spec, self._tell_progress)
-        await self._handle(WeightsLoaded(facts))
+        self._step_tokens_max = prepare.spec.step_tokens_max
 
-    async def _tell_progress(self, done_bytes: int, total_bytes: int) -> None:
-        await self._tell(LoadProgress(self._stage, done_bytes, total_bytes))
+        async def progressed(done_bytes: int, total_bytes: int) -> None:
+            await self._tell(LoadProgress(prepare.epoch, self._worker, done_bytes, total_bytes))
 
-    async def _open(self, serve: Serve) -> None:
-        self._kv_bytes = await self._engine.reserve(serve.kv_blocks)
-        if serve.upstream:
-            self._upstream = await ActivationReceiver.bind(
-                self._transport, serve.upstream, name=f"activations from stage {self._stage - 1}"
-            )
-            self._start(self._receive_activations, self._upstream)
-        if serve.downstream:
-            self._downstream = await ActivationSender.connect(
-                self._transport,
-                serve.downstream,
-                name=f"activations to stage {self._stage + 1}",
-                step_tokens_max=self._step_tokens_max,
-            )
+        try:
+            facts = await self._engine.load(prepare.spec, range(prepare.first_atom, prepare.end_atom), progressed)
+        except EngineError as error:
+            await self._epoch_failed(prepare.epoch, str(error))
         else:
-            self._sampling = SamplingLedger()
-        self._log.emit("stage_serving", epoch=serve.epoch, stage=self._stage, kv_blocks=serve.kv_blocks)
-        await self._handle(PipelineOpened())
+            self._log_loaded(prepare.epoch, facts)
+            await self._handle(WeightsLoaded(prepare.epoch, facts))
 
-    async def _run_step(self, plan: StepPlan, hidden: BufferView | None) -> None:
-        rows = self._sampling.rows(plan) if self._sampling is not None else []
+    async def _live_epoch(self, links: EpochLinks, opened: Open, stage: int) -> None:
+        """Open an epoch's links and keep them until they are closed."""
+        with links.scope:
+            try:
+                kv_bytes = await self._engine.reserve(opened.kv_blocks) if stage >= 0 else 0
+            except EngineError as error:
+                await self._epoch_failed(opened.epoch, str(error))
+                return
+            await links.open_activations(opened, self._transport, stage, self._step_tokens_max)
+            transfers = len(opened.transfers)
+            self._log.emit(
+                "worker_opened", epoch=opened.epoch, stage=stage, kv_blocks=opened.kv_blocks, transfers=transfers
+            )
+            async with trio.open_nursery() as nursery:
+                if links.upstream is not None:
+                    nursery.start_soon(self._guard, links.receive, self._handle, self._log)
+                nursery.start_soon(self._guard, links.send_outputs, self._tell, self._log)
+                if opened.transfers:
+                    await self._hand_over(links, opened, kv_bytes, nursery)
+                else:
+                    await self._handle(EpochOpened(opened.epoch, kv_bytes))
+
+    async def _hand_over(self, links: EpochLinks, opened: Open, kv_bytes: int, nursery: trio.Nursery) -> None:
+        """Begin an epoch's page transfers."""
+        raise NotImplementedError
+
+    async def _epoch_failed(self, epoch: int, sentence: str) -> None:
+        self._log.emit("epoch_discarded", epoch=epoch, sentence=sentence)
+        await self._handle(EpochFailed(epoch, sentence))
+
+    async def _keep_only(self, atoms: range) -> None:
+        await self._handle(Dropped(await self._engine.drop(atoms)))
+
+    async def _run_step(self, plan: StepPlan, atoms: range, hidden: BufferView | None) -> None:
+        links = self._epochs[plan.epoch]
+        rows = links.sampling.rows(plan) if links.sampling is not None else []
+        self.pages.note_step(plan)
         started_s = trio.current_time()
-        output = await self._engine.run(batch_of(plan), hidden, rows)
+        output = await self._engine.run(atoms, batch_of(plan), hidden, rows)
         compute_s = trio.current_time() - started_s
-        if self._upstream is not None and plan.step in self._slots:
-            self._upstream.release(self._slots.pop(plan.step))
-        if self._sampling is not None:
-            self._sampling.drawn(plan, output.tokens)
+        links.release_slot(plan.step)
+        if links.sampling is not None:
+            links.sampling.drawn(plan, output.tokens)
         self._work.steps += 1
         self._work.busy_s += compute_s
         tokens = len(plan.token_ids) // 4
@@ -307,11 +252,48 @@ class StageActor:
         await self._handle(StepRan(output))
 
     async def _tell(self, message: FromStage) -> None:
-        await self._control.send([FROM_STAGE.encode(message)])
+        with suppress(PeerLostError):  # `_obey` hears of it too
+            await self._control.send([FROM_STAGE.encode(message)])
+
+    async def _leave_in_order(self, reason: str) -> None:
+        """Let what was computed go out first."""
+        self._log.emit("worker_leaving", reason=reason)
+        for links in list(self._epochs.values()):
+            links.finish_outputs()
+            await links.drained.wait()
+        self._leave()
 
     def _leave(self) -> None:
         assert self._nursery is not None
         self._nursery.cancel_scope.cancel()
+
+    # --- logging ---
+
+    def _log_loaded(self, epoch: int, facts: StageFacts) -> None:
+        weights = facts.weights
+        self._log.emit(
+            "worker_loaded",
+            epoch=epoch,
+            weight_bytes=facts.weight_bytes,
+            kept_bytes=weights.kept_bytes,
+            warm_bytes=weights.warm_bytes,
+            peer_bytes=weights.peer_bytes,
+            disk_bytes=weights.disk_bytes,
+            backend=facts.backend,
+        )
+
+    def _log_told(self, message: FromStage) -> None:
+        match message:
+            case Switched(epoch=epoch, step=step, copied=copied):
+                self._log.emit(
+                    "worker_switched",
+                    epoch=epoch,
+                    step=step,
+                    sent_bytes=copied.sent_bytes,
+                    final_bytes=copied.final_bytes,
+                )
+            case Released(epoch=epoch, freed_bytes=freed_bytes):
+                self._log.emit("worker_released", epoch=epoch, freed_bytes=freed_bytes)
 
 
 def batch_of(plan: StepPlan) -> RaggedBatch:

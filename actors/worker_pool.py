@@ -6,6 +6,7 @@ It decides nothing; the life of each process is a `worker_machine`. It outlives 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Protocol
 
@@ -168,11 +169,10 @@ class WorkerPool:
         if (hold := self._workers.get(worker)) is not None:
             self._handle(worker, hold, Retire(kill, reason))
 
-    def link(self, worker: int) -> Link:
-        """The control link of a worker that is up, for plans."""
-        link = self._workers[worker].link
-        assert link is not None
-        return link
+    def links(self, workers: Iterable[int]) -> tuple[Link, ...]:
+        """The control links of workers, for plans and cuts; without those that are gone."""
+        holds = (self._workers.get(worker) for worker in workers)
+        return tuple(hold.link for hold in holds if hold is not None and hold.link is not None)
 
     def alive(self) -> tuple[int, ...]:
         """The workers whose processes have not ended."""

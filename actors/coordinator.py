@@ -1,0 +1,237 @@
+"""The coordinator actor: carries out `coordinator_machine`'s instructions with a pool of workers, a scheduler and a journal.
+
+All decisions are the machine's. It may end and start anew at any point: what counts is in the journal and at the workers.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Protocol
+
+import trio
+
+from ..transport.interface import Link
+from .change_watch import ChangeWatch
+from .coordinator_events import (
+    AskRoom,
+    Begun,
+    BringUp,
+    Ended,
+    Event,
+    Finish,
+    FromWorker,
+    Instruction,
+    Interrupt,
+    Journaled,
+    LimitBlocks,
+    Refactor,
+    RetireWorker,
+    RoomKnown,
+    SetTimer,
+    SpawnWorker,
+    Start,
+    Stop,
+    SwitchOver,
+    TakeDown,
+    TellWorker,
+    TimerFired,
+    WorkerGone,
+    WorkerSaid,
+    WorkerUp,
+    WriteJournal,
+)
+from .coordinator_machine import CoordinatorMachine
+from .event_log import EventLog
+from .generation import FailureKind
+from .journal import Journal, JournalError
+from .scheduler_machine import SchedulerCounts
+from .token_times import TokenTimes
+from .worker_pool import WorkerPool
+
+JOURNAL_RECORDS_WAITING_MAX = 64
+"""Records that may wait for the disk; a change writes three."""
+
+
+class SchedulerPort(Protocol):
+    """What the coordinator asks of a scheduler."""
+
+    times: TokenTimes
+
+    def counts(self) -> SchedulerCounts:
+        """A snapshot."""
+        ...
+
+    def pipeline_up(self, epoch: int, kv_blocks: int, links: Sequence[Link]) -> None:
+        """The stages behind ``links`` wait for steps, with empty pages. The same epoch again: nothing."""
+        ...
+
+    def pipeline_switch(
+        self, epoch: int, kv_blocks: int, links: Sequence[Link], leaving: Sequence[Link], *, reprefill: bool
+    ) -> None:
+        """Cut over to the stages behind ``links``. The same epoch again: nothing."""
+        ...
+
+    def pipeline_interrupted(self, sentence: str) -> None:
+        """Broken, will be up again."""
+        ...
+
+    def pipeline_down(self, kind: FailureKind, sentence: str) -> None:
+        """Gone for good."""
+        ...
+
+    def limit_blocks(self, blocks: int | None) -> None:
+        """Hand out no block from ``blocks`` on."""
+        ...
+
+    def room(self, blocks: int) -> tuple[bytes, int, int]:
+        """Blocks held (a bit each), requests that hold one beyond ``blocks``, blocks the largest may need."""
+        ...
+
+
+class Coordinator:
+    """See the module. ``run`` ends when the pipeline was stopped, or was given up. The `PoolListener` of its pool."""
+
+    def __init__(
+        self,
+        machine: CoordinatorMachine,
+        pool: WorkerPool,
+        scheduler: SchedulerPort,
+        journal: Journal,
+        log: EventLog,
+    ) -> None:
+        self.machine = machine
+        self.finish: Finish | None = None
+        self._pool = pool
+        self._scheduler = scheduler
+        self._journal = journal
+        self._log = log
+        self._watch: ChangeWatch | None = None
+        self._events: deque[Event] = deque()
+        self._busy = False
+        self._records, self._unwritten = trio.open_memory_channel[WriteJournal](JOURNAL_RECORDS_WAITING_MAX)
+        self._nursery: trio.Nursery | None = None
+
+    async def run(self) -> Finish:
+        """Start the pipeline, or go on with what the machine was restored to, and keep it alive."""
+        async with trio.open_nursery() as self._nursery:
+            self._pool.listener = self
+            self._nursery.start_soon(self._write_journal)
+            self.handle(Start())
+        assert self.finish is not None
+        return self.finish
+
+    def stop(self) -> None:
+        """Ask for a graceful end; `run` returns when it is done."""
+        self.handle(Stop())
+
+    def refactor(self, change: Refactor) -> ChangeWatch:
+        """Begin a change. Raises `RefactorRefusedError`, and then nothing was changed."""
+        watch = ChangeWatch(self._scheduler.times, self._scheduler.counts)
+        previous, self._watch = self._watch, watch
+        try:
+            self.handle(change)
+        except Exception:
+            self._watch = previous
+            if previous is None:
+                self._scheduler.times.watch(False)
+            raise
+        return watch
+
+    # --- told by the pool ---
+
+    def worker_up(self, worker: int) -> None:
+        """See `PoolListener`."""
+        self.handle(WorkerUp(worker))
+
+    def worker_gone(self, worker: int, sentence: str) -> None:
+        """See `PoolListener`."""
+        self.handle(WorkerGone(worker, sentence))
+
+    def worker_said(self, message: FromWorker) -> None:
+        """See `PoolListener`."""
+        if self._watch is not None:
+            self._watch.said(message)
+        self.handle(WorkerSaid(message))
+
+    # --- carrying out ---
+
+    def handle(self, event: Event) -> None:
+        """Apply an event. What it brings about at once is applied after it, in order."""
+        self._events.append(event)
+        if self._busy:
+            return
+        self._busy = True
+        try:
+            while self._events:
+                for instruction in self.machine.handle(self._events.popleft()):
+                    self._perform(instruction)
+        finally:
+            self._busy = False
+
+    def _perform(self, instruction: Instruction) -> None:
+        assert self._nursery is not None
+        match instruction:
+            case SpawnWorker(placement):
+                self._pool.spawn(placement)
+            case TellWorker(worker, message):
+                self._pool.tell(worker, message)
+            case RetireWorker(worker, kill, reason):
+                self._pool.retire(worker, kill=kill, reason=reason)
+            case WriteJournal():
+                self._records.send_nowait(instruction)
+            case SetTimer():
+                self._nursery.start_soon(self._time, instruction)
+            case Begun(epoch, strategy, phase):
+                self._log.emit("change_phase", epoch=epoch, strategy=strategy, phase=phase)
+                if self._watch is not None and self.machine.change is not None:
+                    self._watch.entered(self.machine.change, phase)
+            case Ended():
+                self._ended(instruction)
+            case Finish(failed, sentence):
+                if failed:
+                    self._log.emit("coordinator_gave_up", sentence=sentence)
+                self.finish = instruction
+                self._nursery.cancel_scope.cancel()
+            case _:
+                self._tell_scheduler(instruction)
+
+    def _tell_scheduler(self, instruction: AskRoom | LimitBlocks | BringUp | SwitchOver | Interrupt | TakeDown) -> None:
+        scheduler, pool = self._scheduler, self._pool
+        match instruction:
+            case AskRoom(epoch, blocks):
+                self._events.append(RoomKnown(epoch, *scheduler.room(blocks)))
+            case LimitBlocks(limit):
+                scheduler.limit_blocks(limit)
+            case BringUp(route, blocks):
+                self._log.emit("pipeline_up", epoch=route.epoch, stages=len(route.stages), kv_blocks=blocks)
+                scheduler.pipeline_up(route.epoch, blocks, pool.links(route.workers))
+            case SwitchOver(route, leaving, blocks, reprefill):
+                links = pool.links(route.workers)
+                scheduler.pipeline_switch(route.epoch, blocks, links, pool.links(leaving), reprefill=reprefill)
+            case Interrupt(sentence):
+                self._log.emit("pipeline_interrupted", sentence=sentence)
+                scheduler.pipeline_interrupted(sentence)
+            case TakeDown(kind, sentence):
+                self._log.emit("pipeline_down", sentence=sentence)
+                scheduler.pipeline_down(kind, sentence)
+
+    def _ended(self, ended: Ended) -> None:
+        self._log.emit("change_ended", epoch=ended.epoch, outcome=ended.reason or "done", sentence=ended.sentence)
+        watch, self._watch = self._watch, None
+        if watch is not None:
+            watch.ended(ended)
+
+    async def _write_journal(self) -> None:
+        async for record in self._unwritten:
+            error = ""
+            try:
+                await self._journal.write(record)
+            except JournalError as failure:
+                error = str(failure)
+                self._log.emit("journal_failed", record=record.record, epoch=record.epoch, sentence=error)
+            self.handle(Journaled(record.record, record.epoch, error))
+
+    async def _time(self, timer: SetTimer) -> None:
+        await trio.sleep(timer.after_s)
+        self.handle(TimerFired(timer.timer, timer.epoch))

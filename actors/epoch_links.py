@@ -1,0 +1,101 @@
+"""What one epoch gives a worker to talk to: its neighbours' activations, the page handoff, the way for its outputs.
+
+Opened while the epoch before still serves, closed when a later one is released or the epoch is given up. Decides nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+import trio
+
+from ..transport.interface import PeerLostError, Transport
+from .activation_link import ActivationReceiver, ActivationSender
+from .event_log import EventLog
+from .handoff import Handoff
+from .messages import Open, StepResult
+from .sampling_ledger import SamplingLedger
+from .stage_events import ActivationArrived, Emit
+
+OUTPUTS_WAITING_MAX = 4
+"""Finished steps whose output may wait for the next stage before this one stops computing."""
+
+
+@dataclass(slots=True)
+class EpochLinks:
+    """See the module. ``slots`` maps a step to the ring slot that its hidden state lies in."""
+
+    epoch: int
+    upstream: ActivationReceiver | None = None
+    downstream: ActivationSender | None = None
+    handoff: Handoff | None = None
+    sampling: SamplingLedger | None = None
+    slots: dict[int, int] = field(default_factory=dict)
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    drained: trio.Event = field(default_factory=trio.Event)
+    _outputs: trio.MemorySendChannel[Emit] = field(init=False)
+    _outputs_receiver: trio.MemoryReceiveChannel[Emit] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Make the way for outputs."""
+        self._outputs, self._outputs_receiver = trio.open_memory_channel[Emit](OUTPUTS_WAITING_MAX)
+
+    async def open_activations(self, opened: Open, transport: Transport, stage: int, step_tokens_max: int) -> None:
+        """Bind and connect as ``opened`` says."""
+        if opened.upstream:
+            name = f"activations from stage {stage - 1} in epoch {self.epoch}"
+            self.upstream = await ActivationReceiver.bind(transport, opened.upstream, name=name)
+        if opened.downstream:
+            name = f"activations to stage {stage + 1} in epoch {self.epoch}"
+            self.downstream = await ActivationSender.connect(
+                transport, opened.downstream, name=name, step_tokens_max=step_tokens_max
+            )
+        elif stage >= 0:
+            self.sampling = SamplingLedger()
+
+    async def receive(self, handle: Callable[[ActivationArrived], Awaitable[None]], log: EventLog) -> None:
+        """Pass arriving hidden states on until the stage before is gone."""
+        assert self.upstream is not None
+        try:
+            while True:
+                arrived = await self.upstream.receive()
+                if arrived.header.slot >= 0:
+                    self.slots[arrived.header.step] = arrived.header.slot
+                await handle(ActivationArrived(arrived.header, arrived.hidden))
+        except PeerLostError as error:
+            log.emit("neighbour_lost", epoch=self.epoch, link="upstream", sentence=str(error))
+
+    async def emit(self, output: Emit) -> None:
+        """Send a step's output on; waits while too many wait."""
+        await self._outputs.send(output)
+
+    def finish_outputs(self) -> None:
+        """No more outputs; `drained` is set when the last has been sent."""
+        self._outputs.close()
+
+    async def send_outputs(self, tell: Callable[[StepResult], Awaitable[None]], log: EventLog) -> None:
+        """Send outputs, in order, to the next stage or (tokens) to the scheduler."""
+        try:
+            async for output in self._outputs_receiver:
+                plan = output.plan
+                if self.downstream is None:
+                    await tell(StepResult(plan.epoch, plan.step, tuple(output.output.tokens)))
+                elif output.output.hidden is not None:
+                    await self.downstream.send(plan.epoch, plan.step, output.output.hidden)
+        except PeerLostError as error:
+            log.emit("neighbour_lost", epoch=self.epoch, link="downstream", sentence=str(error))
+            self._outputs_receiver.close()
+        self.drained.set()
+
+    def release_slot(self, step: int) -> None:
+        """The step whose hidden state lay in a ring slot has run."""
+        if self.upstream is not None and step in self.slots:
+            self.upstream.release(self.slots.pop(step))
+
+    def close(self) -> None:
+        """End every task of this epoch and give its memory up; links end with their transport or their peers."""
+        self.scope.cancel()
+        for neighbour in (self.upstream, self.downstream):
+            if neighbour is not None:
+                neighbour.close()
