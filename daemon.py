@@ -1,4 +1,4 @@
-"""One node's daemon: wires the model, real processes, real sockets, the scheduler, the supervisor and the gateway together.
+"""One node's daemon: wires the model, real processes, real sockets, the scheduler, the coordinator and the gateway together.
 
 The composition root of `flexpipe serve`. It decides nothing and computes nothing: torch is never imported here.
 """
@@ -21,20 +21,24 @@ import platformdirs
 import trio
 
 from .actors.config import ServeConfig, parse_size
+from .actors.coordinator import Coordinator
+from .actors.coordinator_machine import CoordinatorMachine, PipelineState
 from .actors.devices import StageDevice
 from .actors.event_log import EventLog, LogFile
 from .actors.gateway import GatewayConfig, make_app
 from .actors.gateway import serve as serve_app
 from .actors.http_server import ServerLimits
 from .actors.pipeline import Pipeline
-from .actors.pipeline_spec import PipelineSpec, StagePlan, SupervisorLimits
+from .actors.pipeline_spec import CoordinatorLimits, PipelineSpec
+from .actors.route import StagePlacement
 from .actors.scheduler import Scheduler
 from .actors.scheduler_machine import SchedulerLimits
-from .actors.supervisor import Supervisor
-from .actors.supervisor_machine import PipelineState, SupervisorMachine
+from .actors.sqlite_journal import SqliteJournal
+from .actors.worker_machine import WorkerLimits
+from .actors.worker_pool import WorkerPool
 from .policies.batching import BatchLimits
 from .preparation import PreparedModel
-from .runtime.interface import BLOCK_TOKENS
+from .runtime.interface import BLOCK_TOKENS, EngineSpec
 from .runtime.text.text_stream import TextStream
 from .transport.zmq_link import ZmqTransport
 
@@ -45,22 +49,26 @@ KV_MEMORY_SHARE = 0.1
 
 
 class ProcessLauncher:
-    """Starts `flexpipe.stage_process` processes; their events go to ``stage-N.jsonl``, their stderr to ``stage-N.stderr``."""
+    """Starts `flexpipe.stage_process` processes; their events go to ``worker-N.jsonl``, their stderr to ``worker-N.stderr``.
+
+    ``devices`` says on which cores the workers of the first stages stay; those that come later go where there is room.
+    """
 
     def __init__(self, log_folder: Path, devices: tuple[StageDevice, ...]) -> None:
         self._log_folder = log_folder
-        self._devices = devices
+        self._cores = {device.device: device.cores for device in devices}
 
-    async def launch(self, epoch: int, stage: int, control_address: str) -> HostProcess:  # noqa: ARG002 - the log tells them apart
-        """Start one stage's process."""
+    async def launch(self, placement: StagePlacement, control_address: str) -> HostProcess:
+        """Start one worker's process."""
+        worker = placement.worker
         command = [
             *(sys.executable, "-m", "flexpipe.stage_process"),
-            *("--stage", str(stage), "--control", control_address, "--daemon-pid", str(os.getpid())),
-            *("--log", str(self._log_folder / f"stage-{stage}.jsonl")),
-            *("--cpus", ",".join(map(str, self._devices[stage].cores))),
+            *("--worker", str(worker), "--control", control_address, "--daemon-pid", str(os.getpid())),
+            *("--log", str(self._log_folder / f"worker-{worker}.jsonl")),
+            *("--cpus", ",".join(map(str, self._cores.get(placement.device, ())))),
         ]
-        environment = os.environ | {"OMP_NUM_THREADS": str(self._devices[stage].threads)}
-        with (self._log_folder / f"stage-{stage}.stderr").open("ab") as errors:
+        environment = os.environ | {"OMP_NUM_THREADS": str(placement.threads)}
+        with (self._log_folder / f"worker-{worker}.stderr").open("ab") as errors:
             process = await trio.lowlevel.open_process(
                 command, stdin=subprocess.DEVNULL, stdout=errors, stderr=errors, env=environment, start_new_session=True
             )
@@ -68,7 +76,7 @@ class ProcessLauncher:
 
 
 class HostProcess:
-    """A child process as the supervisor sees it."""
+    """A child process as the pool sees it."""
 
     def __init__(self, process: trio.Process) -> None:
         self._process = process
@@ -112,8 +120,8 @@ async def serve(model: PreparedModel, config: ServeConfig, present: Presenter) -
     log_folder.mkdir(parents=True, exist_ok=True)
     with LogFile(log_folder / "daemon.jsonl") as log_stream, _socket_folder() as sockets:
         log = EventLog(log_stream, process="daemon", pid=os.getpid())
-        async with ZmqTransport.open() as transport:
-            return await _Daemon(model, config, log, log_folder, sockets, transport).run(present)
+        async with ZmqTransport.open() as transport, SqliteJournal.open(log_folder / "journal.sqlite") as journal:
+            return await _Daemon(model, config, log, log_folder, sockets, transport, journal).run(present)
 
 
 class _Daemon:
@@ -127,6 +135,7 @@ class _Daemon:
         log_folder: Path,
         sockets: Path,
         transport: ZmqTransport,
+        journal: SqliteJournal,
     ) -> None:
         self._model = model
         self._config = config
@@ -135,20 +144,30 @@ class _Daemon:
         self._stop = trio.Event()
         self._http_ended = trio.Event()
         self._scheduler = Scheduler(_scheduler_limits(config), log, context_tokens=_context_tokens(model, config))
-        self._supervisor = Supervisor(
-            SupervisorMachine(
-                _pipeline_spec(model, config),
-                SupervisorLimits(drain_s_max=config.drain),
-                f"ipc://{sockets}/activations-{{epoch}}-{{stage}}",
-            ),
+        self._pool = WorkerPool(
             ProcessLauncher(log_folder, model.devices),
             transport,
             self._scheduler,
+            WorkerLimits(drain_s_max=config.drain),
             log,
-            f"ipc://{sockets}/control-{{epoch}}-{{stage}}",
+            f"ipc://{sockets}/control-{{worker}}",
+        )
+        self._coordinator = Coordinator(
+            CoordinatorMachine(
+                _pipeline_spec(model, config, sockets), CoordinatorLimits(), f"ipc://{sockets}/{{epoch}}-{{link}}"
+            ),
+            self._pool,
+            self._scheduler,
+            journal,
+            log,
         )
         self._pipeline = Pipeline(
-            model.name, model.program.architecture, len(model.program.attention), self._scheduler, self._supervisor
+            model.name,
+            model.program.architecture,
+            len(model.program.attention),
+            self._scheduler,
+            self._coordinator,
+            self._pool,
         )
 
     async def run(self, present: Presenter) -> str:
@@ -156,6 +175,7 @@ class _Daemon:
         async with trio.open_nursery() as nursery:
             await nursery.start(self._watch_signals, nursery.cancel_scope)
             await nursery.start(self._scheduler.run)
+            await nursery.start(self._pool.run)
             addresses: list[str] = await nursery.start(self._serve_http)
             server = Server(
                 self._pipeline, f"http://{addresses[0]}", self._log_folder, self._stop.set, self._has_given_up
@@ -164,17 +184,17 @@ class _Daemon:
                 "daemon_started", model=self._model.name, stages=len(self._model.plan.stages), url=server.url
             )
             nursery.start_soon(present, server)
-            await self._supervisor.run()
+            await self._coordinator.run()
             self._stop.set()  # set already, unless the pipeline was given up
             await self._http_ended.wait()
             nursery.cancel_scope.cancel()
-        finish = self._supervisor.finish
+        finish = self._coordinator.finish
         reason = finish.sentence if finish is not None and finish.failed else ""
         self._log.emit("daemon_stopped", reason=reason or "told to stop")
         return reason
 
     def _has_given_up(self) -> bool:
-        return self._supervisor.machine.state in (PipelineState.FAILED, PipelineState.STOPPING, PipelineState.STOPPED)
+        return self._coordinator.machine.state in (PipelineState.FAILED, PipelineState.STOPPING, PipelineState.STOPPED)
 
     async def _watch_signals(
         self, scope: trio.CancelScope, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
@@ -202,7 +222,7 @@ class _Daemon:
             app, self._config.host, self._config.port, self._stop, limits, self._log, task_status=task_status
         )
         self._http_ended.set()
-        self._supervisor.stop()
+        self._coordinator.stop()
 
 
 def _scheduler_limits(config: ServeConfig) -> SchedulerLimits:
@@ -214,25 +234,30 @@ def _context_tokens(model: PreparedModel, config: ServeConfig) -> int:
     return min(model.program.context_tokens, config.context or model.program.context_tokens)
 
 
-def _pipeline_spec(model: PreparedModel, config: ServeConfig) -> PipelineSpec:
+def _pipeline_spec(model: PreparedModel, config: ServeConfig, warm_folder: Path) -> PipelineSpec:
     stages = tuple(
-        StagePlan(
+        StagePlacement(
+            worker=place,
             first_atom=stage.first_atom,
             end_atom=stage.end_atom,
-            first_name=model.program.atoms[stage.first_atom].name,
-            last_name=model.program.atoms[stage.end_atom - 1].name,
             device=device.device,
             threads=device.threads,
+            first_name=model.program.atoms[stage.first_atom].name,
+            last_name=model.program.atoms[stage.end_atom - 1].name,
         )
-        for stage, device in zip(model.plan.stages, model.devices, strict=True)
+        for place, (stage, device) in enumerate(zip(model.plan.stages, model.devices, strict=True))
     )
     return PipelineSpec(
-        model_folder=str(model.folder),
-        program_file=str(model.program_file),
+        engine=EngineSpec(
+            model_folder=str(model.folder),
+            program_file=str(model.program_file),
+            dtype=config.dtype,
+            deterministic=config.deterministic,
+            step_tokens_max=config.step_tokens,
+            warm_folder=str(warm_folder),
+        ),
         stages=stages,
-        dtype=config.dtype,
-        deterministic=config.deterministic,
-        step_tokens_max=config.step_tokens,
+        layers_of=tuple(atom.layers for atom in model.program.atoms),
         kv_blocks_max=_kv_blocks_max(model, config),
         context_tokens=_context_tokens(model, config),
     )

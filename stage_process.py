@@ -1,4 +1,4 @@
-"""The process of one stage: wires a real engine and real sockets to a stage actor, and nothing else.
+"""The process of one worker: wires a real engine and real sockets to a stage actor, and nothing else.
 
 Started by the daemon as ``python -m flexpipe.stage_process``; not meant for people. It dies with its daemon, whatever kills
 that, and leaves signals from the terminal to it.
@@ -16,9 +16,9 @@ from pathlib import Path
 
 
 def main() -> None:
-    """Parse the daemon's arguments, prepare the process, and live as a stage."""
-    parser = argparse.ArgumentParser(prog="flexpipe stage process")
-    parser.add_argument("--stage", type=int, required=True)
+    """Parse the daemon's arguments, prepare the process, and live as a worker."""
+    parser = argparse.ArgumentParser(prog="flexpipe worker process")
+    parser.add_argument("--worker", type=int, required=True)
     parser.add_argument("--control", required=True, help="address of the control link")
     parser.add_argument("--log", type=Path, required=True, help="file for this process's JSON events")
     parser.add_argument("--daemon-pid", type=int, required=True)
@@ -32,7 +32,7 @@ def main() -> None:
         # Before the first thread is made, so that ZeroMQ's and the kernels' threads stay there too; it shortens
         # a hop's tail most (`bench/link.py --pin`).
         os.sched_setaffinity(0, {int(core) for core in arguments.cpus.split(",")})
-    sys.exit(_live(arguments.stage, arguments.control, arguments.log))
+    sys.exit(_live(arguments.worker, arguments.control, arguments.log))
 
 
 def _die_with(daemon_pid: int) -> None:
@@ -53,25 +53,25 @@ def _end_after(process: int) -> None:
     os._exit(1)
 
 
-def _live(stage: int, control_address: str, log_file: Path) -> int:
+def _live(worker: int, control_address: str, log_file: Path) -> int:
     import trio
 
     from .actors.engine_thread import EngineThread
     from .actors.event_log import EventLog, LogFile
     from .actors.stage import StageActor
-    from .actors.supervisor import CONTROL_LIMITS
+    from .actors.worker_pool import CONTROL_LIMITS
     from .runtime.stage_engine import LoweredStageEngine
     from .transport.zmq_link import ZmqTransport
 
     async def live() -> bool:
         async with ZmqTransport.open() as transport:
             link = await transport.connect(control_address, name="control", limits=CONTROL_LIMITS)
-            actor = StageActor(stage, link, transport, EngineThread(LoweredStageEngine), log)
+            actor = StageActor(worker, link, transport, EngineThread(LoweredStageEngine), log)
             await actor.run()
             return actor.failed
 
     with LogFile(log_file) as stream:
-        log = EventLog(stream, process=f"stage-{stage}", pid=os.getpid())
+        log = EventLog(stream, process=f"worker-{worker}", pid=os.getpid())
         return int(trio.run(live))
 
 

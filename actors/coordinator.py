@@ -45,6 +45,7 @@ from .coordinator_machine import CoordinatorMachine
 from .event_log import EventLog
 from .generation import FailureKind
 from .journal import Journal, JournalError
+from .messages import LoadProgress
 from .scheduler_machine import SchedulerCounts
 from .token_times import TokenTimes
 from .worker_pool import WorkerPool
@@ -102,6 +103,7 @@ class Coordinator:
     ) -> None:
         self.machine = machine
         self.finish: Finish | None = None
+        self.loading: dict[int, tuple[int, int]] = {}  # worker -> bytes of weights done, and in all
         self._pool = pool
         self._scheduler = scheduler
         self._journal = journal
@@ -146,10 +148,13 @@ class Coordinator:
 
     def worker_gone(self, worker: int, sentence: str) -> None:
         """See `PoolListener`."""
+        self.loading.pop(worker, None)
         self.handle(WorkerGone(worker, sentence))
 
     def worker_said(self, message: FromWorker) -> None:
         """See `PoolListener`."""
+        if isinstance(message, LoadProgress):
+            self.loading[message.worker] = (message.done_bytes, message.total_bytes)
         if self._watch is not None:
             self._watch.said(message)
         self.handle(WorkerSaid(message))

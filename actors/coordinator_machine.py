@@ -132,6 +132,17 @@ class CoordinatorMachine:
         """The epoch that serves, or served last; 0 before the first."""
         return self.route.epoch
 
+    def worker_state(self, worker: int) -> str:
+        """One word for people."""
+        if worker not in self.workers:
+            return "gone"
+        if self.state is PipelineState.SERVING:
+            return "serving"
+        change = self.change
+        if not self.workers[worker] or change is None:
+            return "starting"
+        return {"load": "loading", "copy": "opening"}.get(_OUTWARD.get(change.phase, ""), "loaded")
+
     # --- beginning a change ---
 
     def _start(self, _event: Start) -> list[Instruction]:

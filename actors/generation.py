@@ -62,11 +62,13 @@ class StageStatus(TypedDict):
 
     ``backend`` says what computes the stage, and why that.
 
-    ``state`` is a supervisor phase ("loading", "serving", ...). Pages are KV blocks of one layer; every stage has as many.
+    ``worker`` is the process's number, never used again. ``state`` is "gone", "starting", a phase of the change that is under
+    way ("loading", "copying", ...) or "serving". Pages are KV blocks of one layer; every stage has as many.
     ``busy_s`` and ``steps`` count since the process started; both, and ``peak_rss_bytes``, are at most a second old.
     """
 
     stage: int
+    worker: int
     state: str
     pid: int
     device: str

@@ -1,6 +1,6 @@
-"""Stage processes as tasks: the real `StageActor`s over a `MemoryNetwork`, each with an engine of the caller's making.
+"""Worker processes as tasks: the real `StageActor`s over a `MemoryNetwork`, each with an engine of the caller's making.
 
-The `StageLauncher` of tests and simulation. A crash is what kill -9 is to a real process: its tasks end at once, its links end
+The `WorkerLauncher` of tests and simulation. A crash is what kill -9 is to a real process: its tasks end at once, its links end
 without a goodbye, and whoever waits for it sees the signal's exit code.
 """
 
@@ -12,9 +12,11 @@ from typing import TextIO
 
 import trio
 
+from ..actors.engine_port import EnginePort
 from ..actors.event_log import EventLog
-from ..actors.stage import EnginePort, StageActor
-from ..actors.supervisor import CONTROL_LIMITS
+from ..actors.route import StagePlacement
+from ..actors.stage import StageActor
+from ..actors.worker_pool import CONTROL_LIMITS
 from ..transport.memory import MemoryNetwork
 
 FIRST_PID = 100
@@ -52,33 +54,35 @@ class TaskProcess:
 
 
 class TaskLauncher:
-    """Launches stages as tasks of ``nursery``. ``processes`` holds the newest process of each stage, for a test to kill."""
+    """Launches workers as tasks of ``nursery``. ``processes`` holds those that run, by worker, for a test to kill."""
 
     def __init__(
         self, network: MemoryNetwork, nursery: trio.Nursery, make_engine: Callable[[], EnginePort], log: TextIO
     ) -> None:
         self.processes: dict[int, TaskProcess] = {}
+        self.actors: dict[int, StageActor] = {}
         self._network = network
         self._nursery = nursery
         self._make_engine = make_engine
         self._log = log
-        self._launched = 0
 
-    async def launch(self, epoch: int, stage: int, control_address: str) -> TaskProcess:
-        """Start a stage actor that connects to ``control_address``."""
-        process = TaskProcess(FIRST_PID + self._launched, f"stage-{epoch}-{stage}", self._network)
-        self._launched += 1
-        self.processes[stage] = process
-        self._nursery.start_soon(self._live, process, stage, control_address)
+    async def launch(self, placement: StagePlacement, control_address: str) -> TaskProcess:
+        """Start a worker that connects to ``control_address``."""
+        worker = placement.worker
+        process = TaskProcess(FIRST_PID + worker, f"worker-{worker}", self._network)
+        self.processes[worker] = process
+        self._nursery.start_soon(self._live, process, worker, control_address)
         return process
 
-    async def _live(self, process: TaskProcess, stage: int, control_address: str) -> None:
+    async def _live(self, process: TaskProcess, worker: int, control_address: str) -> None:
         failed = False
         with process.scope:
             async with self._network.open(process.name) as transport:
                 link = await transport.connect(control_address, name="control", limits=CONTROL_LIMITS)
                 log = EventLog(self._log, process=process.name, pid=process.pid)
-                actor = StageActor(stage, link, transport, self._make_engine(), log)
+                actor = self.actors[worker] = StageActor(worker, link, transport, self._make_engine(), log)
                 await actor.run()
                 failed = actor.failed
+        del self.processes[worker]
+        self.actors.pop(worker, None)
         process.ended(int(failed))
