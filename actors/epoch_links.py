@@ -96,6 +96,8 @@ class EpochLinks:
     def close(self) -> None:
         """End every task of this epoch and give its memory up; links end with their transport or their peers."""
         self.scope.cancel()
+        if self.handoff is not None:
+            self.handoff.close()
         for neighbour in (self.upstream, self.downstream):
             if neighbour is not None:
                 neighbour.close()

@@ -276,12 +276,14 @@ class Activation(Message, frozen=True, tag=True):
 class PageRun(Message, frozen=True, tag=True):
     """Donor → acquirer: pages of ``blocks`` (int32) of one layer, one after another, in a ring slot or the second part.
 
-    ``checksum`` is over the pages' bytes. Answered by nothing, or by `PagesRefused`.
+    ``filled`` (uint8) says how many tokens each block holds; ``checksum`` is over the pages' bytes. Answered by nothing, or by
+    `PagesRefused`.
     """
 
     epoch: int
     layer: int
     blocks: bytes
+    filled: bytes
     page_bytes: int
     checksum: int
     slot: int = -1

@@ -20,12 +20,10 @@ from ..transport.interface import FrameError, Link, PeerLostError, Transport, Tr
 from .engine_port import EnginePort
 from .epoch_links import EpochLinks
 from .event_log import EventLog
-from .handoff import Handoff
 from .messages import (
     FROM_STAGE,
     PROTOCOL_VERSION,
     TO_STAGE,
-    CopyProgress,
     FromStage,
     Hello,
     LoadProgress,
@@ -42,8 +40,8 @@ from .sampling_ledger import SamplingLedgerError
 from .stage_events import (
     CloseEpochs,
     CutHandoff,
-    DropStale,
     Dropped,
+    DropStale,
     Emit,
     EpochFailed,
     EpochOpened,
@@ -53,7 +51,6 @@ from .stage_events import (
     KeepOnly,
     Leave,
     OpenEpoch,
-    PagesCrossed,
     RunStep,
     StartLoading,
     StepRan,

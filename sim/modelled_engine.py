@@ -1,95 +1,200 @@
-"""A stage engine without a model, whose KV pages carry verifiable content: one wrong page changes every later token.
+"""A worker's engine without a model, whose KV pages carry verifiable content: one wrong page changes every later token.
 
-Each token's hidden state is a 64-bit digest. A layer writes, for token p, ``content = mix(layer, p, hidden)`` into its page
-and reads the contents of positions 0..p back through the block table: ``hidden' = mix(hidden + sum of contents)``. The next
-token is a function of the last hidden state, so a lost, stale or misplaced page, a step that ran twice or a plan that named
-the wrong block shows in the output. `expected_tokens` computes the truth without pages.
+Each token's hidden state is a 64-bit digest. The attention of a layer writes, for token p, ``content = mix(layer, p, hidden)``
+into its page and reads the contents of positions 0..p back through the block table: ``hidden' = mix(hidden + sum of
+contents)``. The MLP of a layer mixes the state only. The next token is a function of the last hidden state, so a lost, stale
+or misplaced page, a step that ran twice, an atom left out or a plan that named the wrong block shows in the output.
+`expected_tokens` computes the truth without pages.
 
-Implements ``actors.stage.EnginePort``; a step takes ``step_s`` of virtual time.
+Atom 2k is the attention of layer k and owns its pages, atom 2k + 1 is its MLP: a cut between them is a cut inside a block.
+Implements ``actors.engine_port.EnginePort``; everything takes virtual time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import trio
 
+from ..actors.engine_port import LoadProgressed
 from ..runtime.interface import (
     BLOCK_TOKENS,
     BufferView,
     EngineError,
+    EngineSpec,
+    Int32Array,
+    OutOfMemoryError,
     RaggedBatch,
     SampledToken,
     SampleRow,
     SamplingParams,
     StageFacts,
     StageOutput,
-    StageSpec,
+    WeightSources,
 )
+from ..runtime.page_checksum import page_checksum
 
 Digests = npt.NDArray[np.uint64]
-_BYTES_PER_CONTENT = 8
+PAGE_BYTES = BLOCK_TOKENS * 8
+"""One digest a token."""
+WEIGHT_BYTES = 1 << 20
+"""Of one atom."""
+_GARBAGE = np.uint64(0xDEAD_BEEF_DEAD_BEEF)
+"""What a page holds before anything was written to it: a forgotten copy must show."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelledModel:
-    """What is modelled: ``layers`` attention layers, one atom each, over a vocabulary."""
+    """What is modelled: ``layers`` layers of two atoms each, over a vocabulary."""
 
     layers: int = 6
     vocabulary: int = 1000
+
+    @property
+    def atoms(self) -> int:
+        """How many atoms there are."""
+        return 2 * self.layers
+
+    @property
+    def layers_of(self) -> tuple[tuple[int, ...], ...]:
+        """The layers whose pages each atom owns."""
+        return tuple((atom // 2,) if atom % 2 == 0 else () for atom in range(self.atoms))
+
+
+@dataclass(frozen=True, slots=True)
+class ModelledSpeed:
+    """How long things take in virtual time, and what memory there is for weights and pages."""
+
+    step_s: float = 0.0
+    load_s_per_atom: float = 0.0
+    page_s: float = 0.0
+    memory_bytes: int = 1 << 30
 
 
 class ModelledEngine:
     """See the module."""
 
-    def __init__(self, model: ModelledModel, *, step_s: float = 0.0, memory_free_bytes: int = 1 << 30) -> None:
-        self._model = model
-        self._step_s = step_s
-        self._memory_free_bytes = memory_free_bytes
-        self._layers: range = range(0)
+    def __init__(self, model: ModelledModel, speed: ModelledSpeed = ModelledSpeed()) -> None:
+        self.model = model
+        self.speed = speed
+        self.resident: set[int] = set()
+        self.blocks = 0
         self._pages: dict[int, Digests] = {}
+        self._turn = trio.Lock()
 
-    async def load(self, spec: StageSpec, progress: Callable[[int, int], Awaitable[None]]) -> StageFacts:
-        """Take layers ``[first_atom, end_atom)``."""
-        if not 0 <= spec.first_atom < spec.end_atom <= self._model.layers:
-            raise EngineError(
-                f"atoms {spec.first_atom} to {spec.end_atom} do not exist; there are {self._model.layers}"
-            )
-        self._layers = range(spec.first_atom, spec.end_atom)
-        await progress(1, 1)
+    @property
+    def layers(self) -> list[int]:
+        """The layers whose pages are here."""
+        return sorted(self._pages)
+
+    async def load(self, spec: EngineSpec, atoms: range, progress: LoadProgressed) -> StageFacts:  # noqa: ARG002 - a model of a model
+        """Make ``atoms`` resident."""
+        if not 0 <= atoms.start < atoms.stop <= self.model.atoms:
+            raise EngineError(f"atoms {atoms.start} to {atoms.stop} do not exist; there are {self.model.atoms}")
+        lacking = [atom for atom in atoms if atom not in self.resident]
+        if len(lacking) * WEIGHT_BYTES > self._free_bytes():
+            raise OutOfMemoryError(f"{len(lacking)} atoms of {WEIGHT_BYTES} bytes do not fit")
+        for done, atom in enumerate(lacking, start=1):
+            await trio.sleep(self.speed.load_s_per_atom)
+            self.resident.add(atom)
+            await progress(done * WEIGHT_BYTES, len(lacking) * WEIGHT_BYTES)
+        layers = tuple(atom // 2 for atom in atoms if atom % 2 == 0)
         return StageFacts(
-            weight_bytes=len(self._layers),
-            kv_bytes_per_block=len(self._layers) * BLOCK_TOKENS * _BYTES_PER_CONTENT,
-            memory_free_bytes=self._memory_free_bytes,
-            layers=tuple(self._layers),
+            weight_bytes=len(atoms) * WEIGHT_BYTES,
+            kv_bytes_per_block=len(layers) * PAGE_BYTES,
+            memory_free_bytes=self._free_bytes(),
+            layers=layers,
+            page_bytes=(PAGE_BYTES,) * len(layers),
+            page_layout="modelled",
             backend="modelled",
+            weights=WeightSources(
+                kept_bytes=(len(atoms) - len(lacking)) * WEIGHT_BYTES, disk_bytes=len(lacking) * WEIGHT_BYTES
+            ),
         )
 
     async def reserve(self, blocks: int) -> int:
-        """Make empty pages."""
-        self._pages = {layer: np.zeros(blocks * BLOCK_TOKENS, np.uint64) for layer in self._layers}
-        return sum(pages.nbytes for pages in self._pages.values())
+        """Make room; what is new is garbage."""
+        async with self._turn:
+            wanted = {atom // 2 for atom in self.resident if atom % 2 == 0}
+            needed = blocks * PAGE_BYTES * len(wanted) - sum(pages.nbytes for pages in self._pages.values())
+            if needed > self._free_bytes():
+                raise OutOfMemoryError(f"{blocks} KV blocks of {len(wanted)} layers do not fit")
+            for layer in wanted:
+                before = self._pages.get(layer, np.empty(0, np.uint64))
+                pages = np.full(blocks * BLOCK_TOKENS, _GARBAGE, np.uint64)
+                kept = min(len(before), len(pages))
+                pages[:kept] = before[:kept]
+                self._pages[layer] = pages
+            self.blocks = blocks
+            return sum(pages.nbytes for pages in self._pages.values())
 
-    async def run(self, batch: RaggedBatch, hidden: BufferView | None, rows: Sequence[SampleRow]) -> StageOutput:
+    async def run(
+        self, atoms: range, batch: RaggedBatch, hidden: BufferView | None, rows: Sequence[SampleRow]
+    ) -> StageOutput:
         """Compute one step through the block tables."""
-        await trio.sleep(self._step_s)
-        states = _mix(batch.token_ids.astype(np.uint64)) if hidden is None else np.frombuffer(hidden.data, np.uint64)
-        for layer in self._layers:
-            states = self._layer(layer, batch, states)
-        if self._layers.stop < self._model.layers:
+        async with self._turn:
+            await trio.sleep(self.speed.step_s)
+            if (hidden is None) != (atoms.start == 0):
+                raise EngineError("only the first stage takes tokens")
+            states = (
+                _mix(batch.token_ids.astype(np.uint64)) if hidden is None else np.frombuffer(hidden.data, np.uint64)
+            )
+            for atom in atoms:
+                if atom not in self.resident:
+                    raise EngineError(f"atom {atom} is not here; {sorted(self.resident)} are")
+                states = self._attend(atom // 2, batch, states) if atom % 2 == 0 else _mlp(atom, states)
+        if atoms.stop < self.model.atoms:
             # Digests cross the cut as pairs of float32, the dtype of a real hidden state; nobody computes with them there.
             return StageOutput(hidden=BufferView("float32", (1, batch.tokens, 2), states.view(np.uint8).data))
-        drawn = [_draw(states[t], row, self._model) for t, row in zip(batch.sample_tokens, rows, strict=True)]
+        drawn = [_draw(states[t], row, self.model) for t, row in zip(batch.sample_tokens, rows, strict=True)]
         return StageOutput(tokens=drawn)
+
+    async def drop(self, keep: range) -> int:
+        """Let go of atoms outside ``keep``."""
+        async with self._turn:
+            before = self._free_bytes()
+            self.resident.intersection_update(keep)
+            kept = {atom // 2 for atom in self.resident if atom % 2 == 0}
+            self._pages = {layer: pages for layer, pages in self._pages.items() if layer in kept}
+            return self._free_bytes() - before
+
+    async def gather_pages(self, layer: int, blocks: Int32Array, out: memoryview) -> int:
+        """Copy pages into ``out``."""
+        await trio.sleep(self.speed.page_s * len(blocks))
+        out[:] = self._rows(layer, blocks)[blocks].tobytes()
+        return page_checksum(out)
+
+    async def scatter_pages(self, layer: int, blocks: Int32Array, data: memoryview, checksum: int) -> bool:
+        """Put pages in their places."""
+        await trio.sleep(self.speed.page_s * len(blocks))
+        rows = self._rows(layer, blocks)
+        if page_checksum(data) != checksum:
+            return False
+        rows[blocks] = np.frombuffer(data, np.uint64).reshape(len(blocks), BLOCK_TOKENS)
+        return True
 
     def peak_rss_bytes(self) -> int:
         """A model of a model weighs nothing."""
         return 0
 
-    def _layer(self, layer: int, batch: RaggedBatch, states: Digests) -> Digests:
+    def used_bytes(self) -> int:
+        """What weights and pages take."""
+        return len(self.resident) * WEIGHT_BYTES + sum(pages.nbytes for pages in self._pages.values())
+
+    def _free_bytes(self) -> int:
+        return self.speed.memory_bytes - self.used_bytes()
+
+    def _rows(self, layer: int, blocks: Int32Array) -> Digests:
+        if layer not in self._pages:
+            raise EngineError(f"layer {layer} has no pages here; layers {sorted(self._pages)} have")
+        if len(blocks) and not 0 <= blocks.min() <= blocks.max() < self.blocks:
+            raise EngineError(f"KV blocks {blocks.min()} to {blocks.max()} are not all among {self.blocks}")
+        return self._pages[layer].reshape(-1, BLOCK_TOKENS)
+
+    def _attend(self, layer: int, batch: RaggedBatch, states: Digests) -> Digests:
         pages = self._pages[layer]
         result = states.copy()
         for row in range(len(batch.row_starts) - 1):
@@ -111,6 +216,7 @@ def expected_tokens(model: ModelledModel, prompt: Sequence[int], params: Samplin
         positions = np.arange(len(tokens), dtype=np.int32)
         for layer in range(model.layers):
             states = _mix(states + np.cumsum(_content(layer, positions, states), dtype=np.uint64))
+            states = _mlp(2 * layer + 1, states)
         history = np.asarray(tokens, np.int32) if params.needs_history else None
         row = SampleRow(params, len(tokens), history, len(prompt))
         tokens.append(_draw(states[-1], row, model).token_id)
@@ -119,6 +225,10 @@ def expected_tokens(model: ModelledModel, prompt: Sequence[int], params: Samplin
 
 def _content(layer: int, positions: npt.NDArray[np.int32], states: Digests) -> Digests:
     return _mix(states ^ _mix(np.uint64(layer + 1) * np.uint64(1_000_003) + positions.astype(np.uint64)))
+
+
+def _mlp(atom: int, states: Digests) -> Digests:
+    return _mix(states ^ np.uint64(atom * 0x9E37_79B9))
 
 
 def _draw(state: np.uint64, row: SampleRow, model: ModelledModel) -> SampledToken:

@@ -1,0 +1,110 @@
+"""Messages with a bulk of bytes: a small header, and bytes that lie in the message or, between processes of one host, in a ring.
+
+The mechanics that `activation_link` and `page_link` share. It knows neither hidden states nor pages.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..transport.address import IpcAddress, parse_address
+from ..transport.interface import FrameError, Link, Transport
+from ..transport.ring import RingReader, RingWriter
+
+IN_MESSAGE = -1
+"""The slot number of bytes that travel in the message."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bulk:
+    """Memory to be filled and sent: ring slot ``slot``, or memory of its own."""
+
+    data: memoryview
+    slot: int
+
+
+class BulkSender:
+    """The sending end. ``slots`` bulks may be under way in the ring, which is made at the first use."""
+
+    def __init__(self, link: Link, ring_path: str | None, *, slots: int) -> None:
+        self.link = link
+        self._ring_path = ring_path
+        self._slots = slots
+        self._ring: RingWriter | None = None
+
+    @property
+    def has_ring(self) -> bool:
+        """Whether bulks may lie in shared memory."""
+        return self._ring_path is not None
+
+    async def take(self, size: int, bytes_max: int) -> Bulk:
+        """Memory for ``size`` of at most ``bytes_max`` bytes; waits for a free slot. Then `send` it or `give_back` it.
+
+        ``bytes_max`` is the same every time. Raises `PeerLostError`.
+        """
+        if self._ring_path is None:
+            return Bulk(memoryview(bytearray(size)), IN_MESSAGE)
+        if self._ring is None:
+            # Only now: who sends knows that the other end listens.
+            self._ring = RingWriter.connect(self._ring_path, slots=self._slots, slot_bytes=bytes_max)
+        slot = await self._ring.acquire()
+        return Bulk(self._ring.view(slot)[:size], slot)
+
+    async def send(self, header: bytes, bulk: Bulk) -> None:
+        """Send; the header names ``bulk.slot``. Where it fails or is cancelled, the slot is free again."""
+        try:
+            await self.link.send([header] if bulk.slot != IN_MESSAGE else [header, bulk.data])
+        except BaseException:
+            self.give_back(bulk)
+            raise
+
+    def give_back(self, bulk: Bulk) -> None:
+        """Free memory that was not sent after all."""
+        if self._ring is not None and bulk.slot != IN_MESSAGE:
+            self._ring.give_back(bulk.slot)
+
+    def close(self) -> None:
+        """Give the ring's memory up; the link closes with its transport."""
+        if self._ring is not None:
+            self._ring.close()
+
+
+class BulkReceiver:
+    """The receiving end, which binds."""
+
+    def __init__(self, link: Link, ring: RingReader | None) -> None:
+        self.link = link
+        self._ring = ring
+
+    @classmethod
+    async def bind(cls, transport: Transport, address: str, *, name: str) -> BulkReceiver:
+        """Bind ``address``; on an ipc one a ring is expected beside it."""
+        path = ring_path(address)
+        ring = RingReader.listen(path) if path else None
+        return cls(await transport.bind(address, name=name), ring)
+
+    def view(self, slot: int, size: int, parts: list[memoryview]) -> memoryview:
+        """The ``size`` bytes of a message: its one other part, or those in ``slot``. Raises `FrameError` where they are not."""
+        if self._ring is not None and slot >= 0 and not parts:
+            return self._ring.view(slot, size)
+        if len(parts) != 1 or parts[0].nbytes != size:
+            raise FrameError(
+                f"{size} bytes were announced and came in parts of {[part.nbytes for part in parts]} bytes"
+            )
+        return parts[0]
+
+    def release(self, slot: int) -> None:
+        """What lay in ``slot`` is not needed any more."""
+        if self._ring is not None and slot >= 0:
+            self._ring.release(slot)
+
+    def close(self) -> None:
+        """Give the ring's memory up; the link closes with its transport."""
+        if self._ring is not None:
+            self._ring.close()
+
+
+def ring_path(address: str) -> str | None:
+    """Where the ring of a link lies; None where its ends are not on one host for sure."""
+    parsed = parse_address(address)
+    return f"{parsed.path}.ring" if isinstance(parsed, IpcAddress) else None

@@ -1,0 +1,221 @@
+"""Carries out `handoff_machine` on one worker for one epoch: its page links, and the copying in and out of pages.
+
+Before the cut a donor copies for a share of its time only and rests in between, so that steps go first; after it, at once. The
+engine copies in a thread of its own. Decides nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import trio
+
+from ..transport.interface import FrameError, PeerLostError, Transport
+from .engine_port import EnginePort
+from .event_log import EventLog
+from .handoff_machine import (
+    Across,
+    Begin,
+    CutCame,
+    EndCame,
+    EndSent,
+    Event,
+    Fail,
+    HandoffLimits,
+    HandoffMachine,
+    Instruction,
+    LinkBroke,
+    Progress,
+    Refuse,
+    RunCame,
+    RunRefused,
+    RunSent,
+    SendEnd,
+    SendRun,
+    StepEnded,
+    Vote,
+)
+from .messages import CopyTotals, Open, PageRun, PagesEnd, Transfer
+from .page_ledger import PageLedger
+from .page_link import ArrivedRun, PageReceiver, PageSender
+
+
+class HandoffListener(Protocol):
+    """Who is told how the handoff goes: the worker's stage actor."""
+
+    async def handoff_voted(self, epoch: int) -> None:
+        """Ready for the cut."""
+        ...
+
+    async def handoff_progressed(self, epoch: int, sent_bytes: int, remaining_bytes: int) -> None:
+        """Some pages more were sent."""
+        ...
+
+    async def handoff_across(self, epoch: int, copied: CopyTotals) -> None:
+        """All that is owed was sent, all that is due is here."""
+        ...
+
+    async def handoff_failed(self, epoch: int, sentence: str) -> None:
+        """It cannot come to its end."""
+        ...
+
+
+@dataclass(slots=True)
+class _Way:
+    """The donor's side of one transfer: its link, and what waits to be sent over it."""
+
+    sender: PageSender
+    jobs: trio.MemorySendChannel[SendRun | SendEnd]
+    jobs_receiver: trio.MemoryReceiveChannel[SendRun | SendEnd]
+
+
+class Handoff:
+    """See the module. `open`, then `run` in a task; `cut` and `stepped` are called as the worker's steps go."""
+
+    def __init__(
+        self,
+        opened: Open,
+        worker: int,
+        engine: EnginePort,
+        ledger: PageLedger,
+        listener: HandoffListener,
+        log: EventLog,
+        limits: HandoffLimits,
+    ) -> None:
+        self.machine = HandoffMachine(opened, worker, ledger, limits)
+        self._opened = opened
+        self._worker = worker
+        self._engine = engine
+        self._listener = listener
+        self._log = log
+        self._limits = limits
+        self._ways: dict[int, _Way] = {}
+        self._receivers: dict[int, PageReceiver] = {}
+        self._rest = trio.CancelScope()
+
+    async def open(self, transport: Transport) -> None:
+        """Bind what this worker takes, connect to what it gives."""
+        for place, transfer in enumerate(self._opened.transfers):
+            name = f"pages from worker {transfer.donor} to worker {transfer.acquirer}"
+            if transfer.acquirer == self._worker:
+                self._receivers[place] = await PageReceiver.bind(transport, transfer.address, name=name)
+            else:
+                bytes_max = max(self._limits.run_bytes_max, *transfer.page_bytes)
+                sender = await PageSender.connect(transport, transfer.address, name=name, run_bytes_max=bytes_max)
+                self._ways[place] = _Way(sender, *trio.open_memory_channel[SendRun | SendEnd](1))
+
+    async def run(self) -> None:
+        """Hand over until cancelled."""
+        async with trio.open_nursery() as nursery:
+            for place, way in self._ways.items():
+                nursery.start_soon(self._watch, place, self._give, place, way)
+                nursery.start_soon(self._watch, place, self._hear_refusals, place, way)
+            for place, receiver in self._receivers.items():
+                nursery.start_soon(self._watch, place, self._take, place, receiver)
+            await self._handle(Begin())
+
+    async def cut(self, live: bytes) -> None:
+        """The last old step has run: send the rest, in haste."""
+        self._rest.cancel()
+        await self._handle(CutCame(live))
+
+    async def stepped(self) -> None:
+        """A step ran; blocks may have become full."""
+        await self._handle(StepEnded())
+
+    def close(self) -> None:
+        """Give the rings' memory up."""
+        for way in self._ways.values():
+            way.sender.close()
+        for receiver in self._receivers.values():
+            receiver.close()
+
+    # --- tasks ---
+
+    async def _watch(self, place: int, task: Callable[..., Awaitable[None]], *args: object) -> None:
+        """Run a task of one transfer; a peer that is lost or sends garbage ends the transfer, not the worker."""
+        try:
+            await task(*args)
+        except (PeerLostError, FrameError) as error:
+            await self._handle(LinkBroke(place, f"{_name(self._opened.transfers[place])}: {error}"))
+
+    async def _give(self, place: int, way: _Way) -> None:
+        async for job in way.jobs_receiver:
+            if isinstance(job, SendEnd):
+                await way.sender.send_end(self._opened.epoch)
+                await self._handle(EndSent(place))
+                continue
+            began_s = trio.current_time()
+            await self._send(way.sender, job)
+            if not job.hurried:
+                await self._rest_after(trio.current_time() - began_s)
+            await self._handle(RunSent(place))
+
+    async def _send(self, sender: PageSender, job: SendRun) -> None:
+        run = PageRun(self._opened.epoch, job.layer, job.blocks.tobytes(), job.filled, job.page_bytes, 0)
+
+        async def gather(out: memoryview) -> int:
+            return await self._engine.gather_pages(job.layer, job.blocks, out)
+
+        await sender.send(run, len(job.blocks) * job.page_bytes, gather)
+
+    async def _rest_after(self, busy_s: float) -> None:
+        """Give way to steps, unless the cut comes."""
+        with trio.CancelScope() as rest:
+            self._rest = rest
+            await trio.sleep(busy_s * (1 / self._limits.copy_share_max - 1))
+
+    async def _hear_refusals(self, place: int, way: _Way) -> None:
+        while True:
+            refusal = await way.sender.receive()
+            await self._handle(RunRefused(place, refusal))
+
+    async def _take(self, place: int, receiver: PageReceiver) -> None:
+        while True:
+            arrived = await receiver.receive()
+            if isinstance(arrived, PagesEnd):
+                await self._handle(EndCame(place))
+            else:
+                await self._handle(RunCame(place, arrived.run, await self._put(place, arrived)))
+                receiver.release(arrived.run)
+
+    async def _put(self, place: int, arrived: ArrivedRun) -> str:
+        """Put pages in their places; what is wrong with them, "" where they are."""
+        run = arrived.run
+        fault = self.machine.wrong_with(place, run, arrived.data.nbytes)
+        if fault:
+            return fault
+        blocks = np.frombuffer(run.blocks, np.int32)
+        if not await self._engine.scatter_pages(run.layer, blocks, arrived.data, run.checksum):
+            return f"its {len(blocks)} pages of layer {run.layer} have a wrong checksum"
+        return ""
+
+    # --- carrying out ---
+
+    async def _handle(self, event: Event) -> None:
+        for instruction in self.machine.handle(event):
+            await self._perform(instruction)
+
+    async def _perform(self, instruction: Instruction) -> None:
+        epoch = self._opened.epoch
+        match instruction:
+            case SendRun(transfer) | SendEnd(transfer):
+                self._ways[transfer].jobs.send_nowait(instruction)
+            case Refuse(transfer, refusal):
+                self._log.emit("pages_refused", epoch=epoch, layer=refusal.layer, sentence=refusal.sentence)
+                await self._receivers[transfer].refuse(refusal)
+            case Vote():
+                await self._listener.handoff_voted(epoch)
+            case Progress(sent_bytes, remaining_bytes):
+                await self._listener.handoff_progressed(epoch, sent_bytes, remaining_bytes)
+            case Across(copied):
+                await self._listener.handoff_across(epoch, copied)
+            case Fail(sentence):
+                await self._listener.handoff_failed(epoch, sentence)
+
+
+def _name(transfer: Transfer) -> str:
+    return f"the transfer from worker {transfer.donor} to worker {transfer.acquirer}"

@@ -1,0 +1,100 @@
+"""KV pages from a donor to an acquirer: runs of pages forward, refusals back, over one link.
+
+Between two processes of one host pages are gathered straight into a shared-memory ring and scattered straight out of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import msgspec
+
+from ..transport.interface import Transport
+from .bulk_link import BulkReceiver, BulkSender, ring_path
+from .messages import TO_ACQUIRER, TO_DONOR, PageRun, PagesEnd, PagesRefused
+
+RING_SLOTS = 4
+"""Runs that may lie in the ring at once; the donor waits for a free slot."""
+
+
+@dataclass(frozen=True, slots=True)
+class ArrivedRun:
+    """Pages that came; where ``run.slot`` >= 0 they lie in that slot until `PageReceiver.release`."""
+
+    run: PageRun
+    data: memoryview
+
+
+class PageSender:
+    """The donor's end, which connects. ``run_bytes_max`` bounds the pages of one run."""
+
+    def __init__(self, bulk: BulkSender, run_bytes_max: int) -> None:
+        self._bulk = bulk
+        self._run_bytes_max = run_bytes_max
+
+    @classmethod
+    async def connect(cls, transport: Transport, address: str, *, name: str, run_bytes_max: int) -> PageSender:
+        """Connect to the acquirer that binds ``address``."""
+        link = await transport.connect(address, name=name)
+        return cls(BulkSender(link, ring_path(address), slots=RING_SLOTS), run_bytes_max)
+
+    async def send(self, run: PageRun, size: int, gather: Callable[[memoryview], Awaitable[int]]) -> None:
+        """Send ``size`` bytes of pages that ``gather`` puts into the memory it is given; it answers their checksum.
+
+        Waits while the acquirer is too far behind. Raises `PeerLostError`.
+        """
+        bulk = await self._bulk.take(size, self._run_bytes_max)
+        try:
+            checksum = await gather(bulk.data)
+        except BaseException:
+            self._bulk.give_back(bulk)
+            raise
+        header = msgspec.structs.replace(run, checksum=checksum, slot=bulk.slot)
+        await self._bulk.send(TO_ACQUIRER.encode(header), bulk)
+
+    async def send_end(self, epoch: int) -> None:
+        """Say that all was sent. Raises `PeerLostError`."""
+        await self._bulk.link.send([TO_ACQUIRER.encode(PagesEnd(epoch))])
+
+    async def receive(self) -> PagesRefused:
+        """The next refusal. Raises `PeerLostError`, `FrameError`."""
+        (payload,) = await self._bulk.link.receive()
+        return TO_DONOR.decode(payload)
+
+    def close(self) -> None:
+        """Give the ring's memory up; the link closes with its transport."""
+        self._bulk.close()
+
+
+class PageReceiver:
+    """The acquirer's end, which binds."""
+
+    def __init__(self, bulk: BulkReceiver) -> None:
+        self._bulk = bulk
+
+    @classmethod
+    async def bind(cls, transport: Transport, address: str, *, name: str) -> PageReceiver:
+        """Bind ``address`` for the donor."""
+        return cls(await BulkReceiver.bind(transport, address, name=name))
+
+    async def receive(self) -> ArrivedRun | PagesEnd:
+        """What the donor sent next. Raises `PeerLostError`, `FrameError`; what a run says is the caller's to check."""
+        first, *parts = await self._bulk.link.receive()
+        message = TO_ACQUIRER.decode(first)
+        if isinstance(message, PagesEnd):
+            return message
+        size = max(0, message.page_bytes) * (len(message.blocks) // 4)
+        return ArrivedRun(message, self._bulk.view(message.slot, size, parts))
+
+    def release(self, run: PageRun) -> None:
+        """The pages of ``run`` are in their places, or will not be."""
+        self._bulk.release(run.slot)
+
+    async def refuse(self, refusal: PagesRefused) -> None:
+        """Tell the donor. Raises `PeerLostError`."""
+        await self._bulk.link.send([TO_DONOR.encode(refusal)])
+
+    def close(self) -> None:
+        """Give the ring's memory up; the link closes with its transport."""
+        self._bulk.close()
