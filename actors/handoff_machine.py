@@ -51,6 +51,9 @@ class HandoffLimits:
     copy_share_max: float = 0.1
 
 
+DEFAULT_HANDOFF_LIMITS = HandoffLimits()
+
+
 # --- events: ``transfer`` is a place in `Open.transfers` --------------------------------------------------------------
 
 

@@ -20,10 +20,14 @@ from ..transport.interface import FrameError, Link, PeerLostError, Transport, Tr
 from .engine_port import EnginePort
 from .epoch_links import EpochLinks
 from .event_log import EventLog
+from .handoff import Handoff
+from .handoff_machine import DEFAULT_HANDOFF_LIMITS, HandoffLimits
 from .messages import (
     FROM_STAGE,
     PROTOCOL_VERSION,
     TO_STAGE,
+    CopyProgress,
+    CopyTotals,
     FromStage,
     Hello,
     LoadProgress,
@@ -79,7 +83,15 @@ class _Work:
 class StageActor:
     """One worker. ``run`` returns when it has left; it raises nothing that a peer or the engine can cause."""
 
-    def __init__(self, worker: int, control: Link, transport: Transport, engine: EnginePort, log: EventLog) -> None:
+    def __init__(
+        self,
+        worker: int,
+        control: Link,
+        transport: Transport,
+        engine: EnginePort,
+        log: EventLog,
+        handoff_limits: HandoffLimits = DEFAULT_HANDOFF_LIMITS,
+    ) -> None:
         self._worker = worker
         self._control = control
         self._transport = transport
@@ -88,7 +100,9 @@ class StageActor:
         self.machine = StageMachine(worker)
         self.pages = PageLedger()
         self._epochs: dict[int, EpochLinks] = {}
+        self._handoff_limits = handoff_limits
         self._step_tokens_max = 0
+        self._kv_bytes = 0
         self._nursery: trio.Nursery | None = None
         self._work = _Work()
         self.failed = False
@@ -164,7 +178,7 @@ class StageActor:
             case CutHandoff(cut):
                 handoff = self._epochs[cut.epoch].handoff
                 assert handoff is not None
-                handoff.cut(cut.live)
+                await handoff.cut(cut.live)
             case CloseEpochs(keep):
                 for epoch in [epoch for epoch in self._epochs if epoch not in keep]:
                     self._epochs.pop(epoch).close()
@@ -212,18 +226,39 @@ class StageActor:
             self._log.emit(
                 "worker_opened", epoch=opened.epoch, stage=stage, kv_blocks=opened.kv_blocks, transfers=transfers
             )
+            self._kv_bytes = kv_bytes
             async with trio.open_nursery() as nursery:
                 if links.upstream is not None:
                     nursery.start_soon(self._guard, links.receive, self._handle, self._log)
                 nursery.start_soon(self._guard, links.send_outputs, self._tell, self._log)
-                if opened.transfers:
-                    await self._hand_over(links, opened, kv_bytes, nursery)
-                else:
-                    await self._handle(EpochOpened(opened.epoch, kv_bytes))
+                if not opened.transfers:
+                    await self.handoff_voted(opened.epoch)
+                    return
+                links.handoff = Handoff(
+                    opened, self._worker, self._engine, self.pages, self, self._log, self._handoff_limits
+                )
+                await links.handoff.open(self._transport)
+                await links.handoff.run()
 
-    async def _hand_over(self, links: EpochLinks, opened: Open, kv_bytes: int, nursery: trio.Nursery) -> None:
-        """Begin an epoch's page transfers."""
-        raise NotImplementedError
+    # --- told by the handoff of an epoch ---
+
+    async def handoff_voted(self, epoch: int) -> None:
+        """See `HandoffListener`."""
+        await self._handle(EpochOpened(epoch, self._kv_bytes))
+
+    async def handoff_progressed(self, epoch: int, sent_bytes: int, remaining_bytes: int) -> None:
+        """See `HandoffListener`."""
+        await self._tell(CopyProgress(epoch, self._worker, sent_bytes, remaining_bytes))
+
+    async def handoff_across(self, epoch: int, copied: CopyTotals) -> None:
+        """See `HandoffListener`."""
+        await self._handle(PagesCrossed(epoch, copied))
+
+    async def handoff_failed(self, epoch: int, sentence: str) -> None:
+        """See `HandoffListener`."""
+        await self._epoch_failed(epoch, sentence)
+
+    # --- the rest of carrying out ---
 
     async def _epoch_failed(self, epoch: int, sentence: str) -> None:
         self._log.emit("epoch_discarded", epoch=epoch, sentence=sentence)
@@ -235,10 +270,11 @@ class StageActor:
     async def _run_step(self, plan: StepPlan, atoms: range, hidden: BufferView | None) -> None:
         links = self._epochs[plan.epoch]
         rows = links.sampling.rows(plan) if links.sampling is not None else []
-        self.pages.note_step(plan)
+        self.pages.begin_step(plan)
         started_s = trio.current_time()
         output = await self._engine.run(atoms, batch_of(plan), hidden, rows)
         compute_s = trio.current_time() - started_s
+        self.pages.end_step(plan)
         links.release_slot(plan.step)
         if links.sampling is not None:
             links.sampling.drawn(plan, output.tokens)
@@ -247,6 +283,9 @@ class StageActor:
         tokens = len(plan.token_ids) // 4
         self._log.emit("stage_step", epoch=plan.epoch, step=plan.step, tokens=tokens, compute_s=round(compute_s, 6))
         await self._handle(StepRan(output))
+        for other in tuple(self._epochs.values()):
+            if other.handoff is not None:
+                await other.handoff.stepped()
 
     async def _tell(self, message: FromStage) -> None:
         with suppress(PeerLostError):  # `_obey` hears of it too
