@@ -44,7 +44,7 @@ from .coordinator_events import (
 from .coordinator_machine import CoordinatorMachine
 from .event_log import EventLog
 from .generation import FailureKind
-from .journal import Journal, JournalError
+from .journal import Journal, JournalError, JournalRecord
 from .messages import LoadProgress
 from .scheduler_machine import SchedulerCounts
 from .token_times import TokenTimes
@@ -111,7 +111,7 @@ class Coordinator:
         self._watch: ChangeWatch | None = None
         self._events: deque[Event] = deque()
         self._busy = False
-        self._records, self._unwritten = trio.open_memory_channel[WriteJournal](JOURNAL_RECORDS_WAITING_MAX)
+        self._records, self._unwritten = trio.open_memory_channel[JournalRecord](JOURNAL_RECORDS_WAITING_MAX)
         self._nursery: trio.Nursery | None = None
 
     async def run(self) -> Finish:
@@ -183,8 +183,8 @@ class Coordinator:
                 self._pool.tell(worker, message)
             case RetireWorker(worker, kill, reason):
                 self._pool.retire(worker, kill=kill, reason=reason)
-            case WriteJournal():
-                self._records.send_nowait(instruction)
+            case WriteJournal(record):
+                self._records.send_nowait(record)
             case SetTimer():
                 self._nursery.start_soon(self._time, instruction)
             case Begun(epoch, strategy, phase):
@@ -234,8 +234,8 @@ class Coordinator:
                 await self._journal.write(record)
             except JournalError as failure:
                 error = str(failure)
-                self._log.emit("journal_failed", record=record.record, epoch=record.epoch, sentence=error)
-            self.handle(Journaled(record.record, record.epoch, error))
+                self._log.emit("journal_failed", record=record.kind, epoch=record.epoch, sentence=error)
+            self.handle(Journaled(record, error))
 
     async def _time(self, timer: SetTimer) -> None:
         await trio.sleep(timer.after_s)

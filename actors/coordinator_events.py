@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .generation import FailureKind
+from .journal import JournalRecord
 from .messages import (
     Abort,
     Aborted,
@@ -29,7 +30,6 @@ ToWorker = Prepare | Open | Confirm | Release | Abort
 FromWorker = (
     LoadProgress | Loaded | CopyProgress | Prepared | Switched | Released | Aborted | HandoffFailed | StageFailed
 )
-Record = Literal["planned", "commit", "released", "aborted"]
 
 # --- events ---------------------------------------------------------------------------------------------------------
 
@@ -83,8 +83,7 @@ class WorkerSaid:
 class Journaled:
     """`WriteJournal` ended; ``error`` is "" where the record is safe on disk."""
 
-    record: Record
-    epoch: int
+    record: JournalRecord
     error: str
 
 
@@ -142,12 +141,7 @@ class RetireWorker:
 class WriteJournal:
     """Make a record durable. Answered by `Journaled`."""
 
-    record: Record
-    epoch: int
-    route: Route | None = None
-    strategy: str = ""
-    kv_blocks: int = 0
-    reason: str = ""
+    record: JournalRecord
 
 
 @dataclass(frozen=True, slots=True)

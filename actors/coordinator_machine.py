@@ -57,6 +57,7 @@ from .coordinator_events import (
     WorkerUp,
     WriteJournal,
 )
+from .journal import JournalRecord, RecordKind
 from .messages import Abort, HandoffFailed, Prepared, StageFailed
 from .pipeline_spec import CoordinatorLimits, PipelineSpec
 from .refactor import Phase, RefactorRefusedError
@@ -195,7 +196,7 @@ class CoordinatorMachine:
         self.next_worker = max(self.next_worker, *(worker + 1 for worker in change.route.workers))
         return [
             self._told(change),
-            WriteJournal("planned", change.epoch, route=change.route, strategy=change.strategy),
+            _write("planned", change.epoch, route=change.route, strategy=change.strategy),
             SetTimer("prepare", change.epoch, self.limits.prepare_s_max),
             SetTimer("resend", change.epoch, self.limits.resend_s),
         ]
@@ -204,9 +205,9 @@ class CoordinatorMachine:
 
     def _journaled(self, event: Journaled) -> list[Instruction]:
         change = self.change
-        if change is None or change.epoch != event.epoch:
+        if change is None or change.epoch != event.record.epoch:
             return []
-        match event.record, change.phase:
+        match event.record.kind, change.phase:
             case "planned", ChangePhase.PLANNING if event.error:
                 return self._fail(change, f"the plan could not be written down: {event.error}")
             case "planned", ChangePhase.PLANNING:
@@ -272,12 +273,12 @@ class CoordinatorMachine:
                 return self._ask_room(change)
             case ChangePhase.OPENING:
                 change.phase = ChangePhase.COMMITTING
-                return [self._told(change), WriteJournal("commit", change.epoch, kv_blocks=change.kv_blocks)]
+                return [self._told(change), _write("commit", change.epoch, kv_blocks=change.kv_blocks)]
             case ChangePhase.SWITCHING:
                 return self._release(change)
             case ChangePhase.RELEASING:
                 change.phase = ChangePhase.CLOSING
-                return [WriteJournal("released", change.epoch)]
+                return [_write("released", change.epoch)]
             case _:
                 return self._aborted(change)
 
@@ -355,7 +356,7 @@ class CoordinatorMachine:
         newcomers = [worker for worker in change.route.workers if worker not in self.route.workers]
         retired = self._retire(newcomers, kill=True, reason=f"epoch {change.epoch} was aborted")
         change.gone.update(newcomers)
-        record = WriteJournal("aborted", change.epoch, reason=sentence)
+        record = _write("aborted", change.epoch, reason=sentence)
         lifted: list[Instruction] = [LimitBlocks(None)] if change.preempted else []
         return [*retired, record, *lifted, *self._enter(change, ChangePhase.ABORTING)]
 
@@ -385,7 +386,7 @@ class CoordinatorMachine:
         if change.phase in IRREVOCABLE:
             return [*retired, Ended(change.epoch, "recovered", sentence, change.preempted)]
         aborts = [TellWorker(w, Abort(change.epoch, sentence)) for w, is_up in self.workers.items() if is_up]
-        record = WriteJournal("aborted", change.epoch, reason=sentence)
+        record = _write("aborted", change.epoch, reason=sentence)
         return [*retired, record, *aborts, Ended(change.epoch, "aborted", sentence, change.preempted)]
 
     def _give_up(self, sentence: str) -> list[Instruction]:
@@ -461,7 +462,7 @@ class CoordinatorMachine:
 
     def _resend(self, change: Change) -> list[Instruction]:
         if change.phase is ChangePhase.CLOSING:
-            return [WriteJournal("released", change.epoch)]
+            return [_write("released", change.epoch)]
         return [command for worker in change.unanswered() for command in self._command(change, worker)]
 
     def _too_slow(self, change: Change, when: str) -> list[Instruction]:
@@ -509,8 +510,8 @@ def _refusal(change: Change, room: RoomKnown) -> str:
     """Why the requests that are here do not let the change be, "" where they do."""
     if room.largest_blocks > change.kv_blocks:
         return (
-            f"the new stages have room for {change.kv_blocks} KV blocks of {BLOCK_TOKENS} tokens and a request that is here may need "
-            f"{room.largest_blocks}; use more stages, or wait for it to end"
+            f"the new stages have room for {change.kv_blocks} KV blocks of {BLOCK_TOKENS} tokens and a request that is "
+            f"here may need {room.largest_blocks}; use more stages, or wait for it to end"
         )
     if room.beyond and change.base is not None and not change.allow_preempt:
         return (
@@ -518,3 +519,15 @@ def _refusal(change: Change, room: RoomKnown) -> str:
             "prefilled again; allow that (allow-preempt), use more stages, or try again later"
         )
     return ""
+
+
+def _write(
+    kind: RecordKind,
+    epoch: int,
+    *,
+    route: Route | None = None,
+    strategy: str = "",
+    kv_blocks: int = 0,
+    reason: str = "",
+) -> WriteJournal:
+    return WriteJournal(JournalRecord(kind, epoch, route, strategy, kv_blocks, reason))

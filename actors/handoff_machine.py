@@ -3,7 +3,8 @@
 Rules:
  1. Before the cut a donor sends full, live blocks that changed since they were last sent, layer by layer, and votes when what
     is left of them is small. It goes on after its vote: blocks fill while the others get ready. Half-full ones wait.
- 2. After the cut no old step runs any more. The donor sends every live block that changed since it was last sent, then an end.
+ 2. After the cut no old step runs any more. The donor sends every live block that changed before it and since it was last sent,
+    then an end. Steps of the new epoch, which this worker may run meanwhile, write to none of the pages that it gives.
  3. An acquirer takes what was agreed (epoch, layer, size, blocks, checksum) and refuses all else by name; refused pages are
     sent again, at most ``refusals_max`` times in all.
  4. This worker is across when its own cut has come, every end it owes was sent, every end it is due came, and no page that it
@@ -25,7 +26,7 @@ import numpy as np
 
 from ..runtime.interface import BLOCK_TOKENS, Int32Array
 from .messages import CopyTotals, Open, PageRun, PagesRefused, Transfer
-from .page_ledger import Bools, Int64Array, PageLedger, blocks_in
+from .page_ledger import BlocksAtCut, Bools, Int64Array, PageLedger, blocks_in
 
 
 class HandoffState(enum.Enum):
@@ -226,6 +227,7 @@ class HandoffMachine:
         self._known = len(ledger.filled)  # blocks of the epoch before may be more than of this one
         self._live = blocks_in(opened.live, self._known)
         self._opened_at = ledger.clock
+        self._pages: PageLedger | BlocksAtCut = ledger
         self._voted = False
         self._totals = _Totals()
         self._giving = {
@@ -302,7 +304,7 @@ class HandoffMachine:
         layers = len(giving.transfer.layers)
         for step in range(layers):
             index = (giving.next_layer + step) % layers
-            blocks = np.flatnonzero(wanted & (giving.copied[index] < self._ledger.version[: self._known]))
+            blocks = np.flatnonzero(wanted & (giving.copied[index] < self._pages.version[: self._known]))
             if len(blocks):
                 return [self._send(place, giving, index, blocks)]
         if self.state is HandoffState.BEFORE_CUT or giving.end_sent:
@@ -312,35 +314,35 @@ class HandoffMachine:
 
     def _wanted(self) -> Bools:
         """Blocks to be sent if they changed: full live ones before the cut, all live ones after it."""
-        ledger, known = self._ledger, self._known
+        pages, known = self._pages, self._known
         if self.state is not HandoffState.BEFORE_CUT:
             return self._live
-        alive = self._live | (ledger.version[:known] > self._opened_at)
-        full: Bools = alive & (ledger.filled[:known] == BLOCK_TOKENS)
+        alive = self._live | (pages.version[:known] > self._opened_at)
+        full: Bools = alive & (pages.filled[:known] == BLOCK_TOKENS)
         full[self._blocks :] = False  # their holders are begun anew before the cut
         return full
 
     def _send(self, place: int, giving: _Giving, index: int, blocks: Int64Array) -> SendRun:
         page_bytes = giving.transfer.page_bytes[index]
         blocks = blocks[: max(1, self._limits.run_bytes_max // page_bytes)]
-        ledger, totals = self._ledger, self._totals
+        pages, totals = self._pages, self._totals
         size = len(blocks) * page_bytes
-        again = (giving.copied[index, blocks] >= ledger.life[blocks]) & (giving.copied[index, blocks] > 0)
+        again = (giving.copied[index, blocks] >= pages.life[blocks]) & (giving.copied[index, blocks] > 0)
         totals.sent_bytes += size
         totals.resent_bytes += int(again.sum()) * page_bytes
         if self.state is not HandoffState.BEFORE_CUT:
             totals.final_bytes += size
-        giving.copied[index, blocks] = ledger.version[blocks]
+        giving.copied[index, blocks] = pages.version[blocks]
         giving.rounds += index < giving.next_layer or giving.rounds == 0
         giving.next_layer = index
         giving.under_way = True
-        filled = ledger.filled[blocks].astype(np.uint8).tobytes()
+        filled = pages.filled[blocks].astype(np.uint8).tobytes()
         hurried = self.state is not HandoffState.BEFORE_CUT
         layer = giving.transfer.layers[index]
         return SendRun(place, layer, blocks.astype(np.int32), filled, page_bytes, hurried)
 
     def _remaining_bytes(self) -> int:
-        wanted, version = self._wanted(), self._ledger.version[: self._known]
+        wanted, version = self._wanted(), self._pages.version[: self._known]
         return sum(
             int(np.count_nonzero(wanted & (giving.copied[index] < version))) * page_bytes
             for giving in self._giving.values()
@@ -363,21 +365,22 @@ class HandoffMachine:
     def _cut_came(self, event: CutCame) -> list[Instruction]:
         self.state = HandoffState.FINISHING
         self._live = blocks_in(event.live, self._known)
+        self._pages = self._ledger.at_cut()
         self._totals.residual_tokens = self._residual_tokens()
         sends = [run for place in self._giving for run in self._next(place)]
         return [*sends, *self._across()]
 
     def _residual_tokens(self) -> int:
         """The most tokens of one request whose KV goes after the cut."""
-        ledger, known = self._ledger, self._known
+        pages, known = self._pages, self._known
         left = np.zeros(known, bool)
         for giving in self._giving.values():
-            left |= (giving.copied < ledger.version[:known]).any(axis=0)
+            left |= (giving.copied < pages.version[:known]).any(axis=0)
         left &= self._live
         if not left.any():
             return 0
-        _, owners = np.unique(ledger.owner[:known][left], return_inverse=True)
-        return int(np.bincount(owners, ledger.filled[:known][left]).max())
+        _, owners = np.unique(pages.owner[:known][left], return_inverse=True)
+        return int(np.bincount(owners, pages.filled[:known][left]).max())
 
     def _end_sent(self, event: EndSent) -> list[Instruction]:
         self._giving[event.transfer].under_way = False

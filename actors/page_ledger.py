@@ -7,6 +7,8 @@ is handed over in a later one. The cost of a step is some numpy calls over its t
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 
@@ -17,6 +19,16 @@ Int64Array = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 _ARRIVED = 1
 """Version of a block that came from another worker and was not written to since; own writes count from above it."""
+
+
+@dataclass(frozen=True, slots=True)
+class BlocksAtCut:
+    """What a `PageLedger` said at one moment; see there."""
+
+    filled: Int64Array
+    version: Int64Array
+    life: Int64Array
+    owner: Int64Array
 
 
 class PageLedger:
@@ -58,6 +70,10 @@ class PageLedger:
         new = self.version[blocks] <= _ARRIVED
         self.version[blocks[new]] = _ARRIVED
         self.filled[blocks[new]] = filled[new]
+
+    def at_cut(self) -> BlocksAtCut:
+        """How things stand now, for good."""
+        return BlocksAtCut(self.filled.copy(), self.version.copy(), self.life.copy(), self.owner.copy())
 
     def forget(self) -> None:
         """No page means anything any more."""

@@ -55,6 +55,7 @@ from .stage_events import (
     KeepOnly,
     Leave,
     OpenEpoch,
+    PagesCrossed,
     RunStep,
     StartLoading,
     StepRan,
