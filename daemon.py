@@ -25,9 +25,9 @@ from .actors.coordinator import Coordinator
 from .actors.coordinator_machine import CoordinatorMachine, PipelineState
 from .actors.devices import StageDevice
 from .actors.event_log import EventLog, LogFile
-from .actors.gateway import GatewayConfig, make_app
-from .actors.gateway import serve as serve_app
-from .actors.http_server import ServerLimits
+from .actors.gateway.app import GatewayConfig, make_app
+from .actors.gateway.app import serve as serve_app
+from .actors.gateway.http_server import ServerLimits
 from .actors.pipeline import Pipeline
 from .actors.pipeline_spec import CoordinatorLimits, PipelineSpec
 from .actors.route import StagePlacement

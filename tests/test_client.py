@@ -8,7 +8,7 @@ import flexpipe
 import openai
 import pytest
 import trio
-from flexpipe.actors.gateway import GatewayConfig
+from flexpipe.actors.gateway.app import GatewayConfig
 from flexpipe.client import AsyncClient, Client
 from flexpipe.client_errors import (
     AuthenticationError,

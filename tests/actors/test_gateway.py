@@ -5,9 +5,9 @@ from contextlib import suppress
 import pytest
 import trio
 from flexpipe.actors.event_log import EventLog
-from flexpipe.actors.gateway import GatewayConfig
-from flexpipe.actors.gateway_boundary import BodyLimits, Boundary
-from flexpipe.actors.http_server import ServerLimits
+from flexpipe.actors.gateway.app import GatewayConfig
+from flexpipe.actors.gateway.boundary import BodyLimits, Boundary
+from flexpipe.actors.gateway.http_server import ServerLimits
 from gateway_harness import (
     HANG_S,
     MODEL,
@@ -438,7 +438,7 @@ TINY_CHUNKS = (
     "request_bytes", [raw_request(CHAT, b"x" * 20_000_000), TINY_CHUNKS], ids=["long", "tiny chunks"]
 )
 async def test_a_refused_request_whose_body_nobody_reads_leaves_no_connection_behind(request_bytes):
-    # Hypercorn's queue of body parts is full here; see gateway_boundary.
+    # Hypercorn's queue of body parts is full here; see actors/gateway/boundary.
     config = GatewayConfig(api_keys=("right",), body=BodyLimits(unread_bytes_max=1000))
     async with running_gateway(config=config) as gateway:
         client = await gateway.raw()

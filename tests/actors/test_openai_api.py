@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from flexpipe.actors.openai_api import (
+from flexpipe.actors.gateway.openai_api import (
     CHOICES_MAX,
     STOP_STRINGS_MAX,
     decode_chat,
@@ -11,7 +11,7 @@ from flexpipe.actors.openai_api import (
     sampling_of,
     stops_of,
 )
-from flexpipe.actors.openai_errors import ApiError
+from flexpipe.actors.gateway.openai_errors import ApiError
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 

@@ -1,9 +1,9 @@
 import math
 
 import pytest
+from flexpipe.actors.gateway.request_machine import Delta, IllegalEventError, RequestMachine
+from flexpipe.actors.gateway.stop_strings import StopScanner
 from flexpipe.actors.generation import TokenEvent
-from flexpipe.actors.request_machine import Delta, IllegalEventError, RequestMachine
-from flexpipe.actors.stop_strings import StopScanner
 from flexpipe.runtime.interface import SampledToken
 from hypothesis import given
 from hypothesis import strategies as st

@@ -11,8 +11,8 @@ import h11
 import httpx
 import trio
 from flexpipe.actors.event_log import EventLog
-from flexpipe.actors.gateway import GatewayConfig, make_app, serve
-from flexpipe.actors.http_server import ServerLimits
+from flexpipe.actors.gateway.app import GatewayConfig, make_app, serve
+from flexpipe.actors.gateway.http_server import ServerLimits
 from toy_language import ToyTextStream, ToyTokenizer
 from toy_token_source import ToyTokenSource
 

@@ -25,7 +25,7 @@ from hypercorn.typing import LifespanState
 from hypercorn.utils import wrap_app
 from starlette.types import ASGIApp
 
-from .event_log import EventLog
+from ..event_log import EventLog
 from .openai_errors import ErrorBody, ErrorDetail
 
 SEND_PART_BYTES = 64 * 1024

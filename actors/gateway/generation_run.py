@@ -12,11 +12,11 @@ from collections.abc import AsyncIterator, Callable
 
 import trio
 
-from .gateway_drain import Drain
-from .gateway_metrics import GatewayMetrics
-from .gateway_prompts import Job
-from .generation import GenerationFailedError, TokenEvent, TokenSource
+from ..generation import GenerationFailedError, TokenEvent, TokenSource
+from .drain import Drain
+from .metrics import GatewayMetrics
 from .openai_responses import Usage, joined
+from .prompts import Job
 from .request_machine import Delta, RequestMachine
 
 

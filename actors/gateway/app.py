@@ -20,19 +20,19 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from ..runtime.interface import Tokenizer
-from .event_log import EventLog
-from .gateway_answer import GenerationAnswer
-from .gateway_boundary import BodyLimits, Boundary, read_json_body
-from .gateway_drain import Drain
-from .gateway_metrics import GatewayMetrics
-from .gateway_prompts import Job, PromptReader
-from .gateway_streams import GenerationRun
-from .generation import FailureKind, GenerationFailedError, TokenSource
+from ...runtime.interface import Tokenizer
+from ..event_log import EventLog
+from ..generation import FailureKind, GenerationFailedError, TokenSource
+from .boundary import BodyLimits, Boundary, read_json_body
+from .drain import Drain
+from .generation_answer import GenerationAnswer
+from .generation_run import GenerationRun
 from .http_server import HttpServer, ServerLimits
+from .metrics import GatewayMetrics
 from .openai_api import ChatRequest, CompletionRequest, decode_chat, decode_completion
 from .openai_errors import ApiError, generation_failed, refused
 from .openai_responses import AnswerFormat, ChatFormat, CompletionFormat
+from .prompts import Job, PromptReader
 from .request_machine import RequestMachine, TextStream
 
 NOT_READY_RETRY_AFTER_S = 2.0

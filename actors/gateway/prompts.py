@@ -12,8 +12,8 @@ from typing import TypeVar
 
 import trio
 
-from ..runtime.interface import Tokenizer
-from .generation import GenerationRequest
+from ...runtime.interface import Tokenizer
+from ..generation import GenerationRequest
 from .openai_api import (
     SEED_MODULUS,
     ChatRequest,

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import trio
 
-from .generation import GenerationFailedError
+from ..generation import GenerationFailedError
 
 SENTENCE = "The server is shutting down."
 

@@ -2,7 +2,7 @@
 
 Owns field names, ranges and limits: OpenAI's documented parameters and the vLLM extensions that FlexPipe acts on. A
 field that is neither acted on nor known to be harmless is an error that names it. It must never know of HTTP, tokens or
-models: what depends on a tokenizer (ids, lengths) is checked in `gateway_prompts`.
+models: what depends on a tokenizer (ids, lengths) is checked in `prompts`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 from msgspec import Meta
 
-from ..runtime.interface import SamplingParams
+from ...runtime.interface import SamplingParams
 from .openai_errors import ApiError, invalid_parameter, refused, unsupported_parameter
 
 CHOICES_MAX = 128

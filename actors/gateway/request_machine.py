@@ -15,7 +15,7 @@ from typing import Protocol
 
 import msgspec
 
-from .generation import Finish, TokenEvent
+from ..generation import Finish, TokenEvent
 from .stop_strings import StopScanner
 
 

@@ -21,7 +21,7 @@ import trio
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .event_log import EventLog
+from ..event_log import EventLog
 from .openai_errors import ApiError, ErrorDetail, internal_error, refused
 
 OPEN_PATHS = frozenset({"/health", "/ready"})

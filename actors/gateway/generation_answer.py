@@ -14,11 +14,11 @@ import trio
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from .gateway_prompts import Job
-from .gateway_streams import GenerationRun
-from .generation import GenerationFailedError
+from ..generation import GenerationFailedError
+from .generation_run import GenerationRun
 from .openai_errors import ApiError, generation_failed, internal_error
 from .openai_responses import AnswerFormat, joined
+from .prompts import Job
 from .request_machine import Delta
 
 DONE = b"data: [DONE]\n\n"

@@ -9,7 +9,7 @@ import math
 
 import msgspec
 
-from .generation import FailureKind, GenerationFailedError
+from ..generation import FailureKind, GenerationFailedError
 
 RETRY_AFTER_S = 1.0
 """What a client is told to wait where the source of tokens gave no hint."""
