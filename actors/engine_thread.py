@@ -1,46 +1,57 @@
-"""A synchronous `StageEngine` behind the awaited `EnginePort`: one thread that lives as long as the stage.
+"""A synchronous `StageEngine` behind the awaited `EnginePort`, in three threads that live as long as the worker.
 
-One and the same thread for every call, because a CPU engine's OpenMP workers belong to the thread that first used them. The
-actor's loop stays free meanwhile, so heartbeats go on while a step computes.
+One thread computes, always the same, because a CPU engine's workers belong to the thread that first used them. Loading and the
+copying of pages have threads of their own, so that a step never waits behind them; the loading one gives way to steps (nice).
+The actor's loop stays free meanwhile, so heartbeats go on while a step computes.
 """
 
 from __future__ import annotations
 
+import os
 import resource
-from collections.abc import Awaitable, Callable, Sequence
+import threading
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import ParamSpec, TypeVar
 
 import trio
 
 from ..runtime.interface import (
     BufferView,
+    EngineSpec,
+    Int32Array,
     RaggedBatch,
     SampleRow,
     StageEngine,
     StageFacts,
     StageOutput,
-    StageSpec,
 )
+from ..runtime.page_checksum import page_checksum
+from .engine_port import LoadProgressed
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 PROGRESS_INTERVAL_S = 0.1
 """Least time between two progress messages of one load."""
+LOADING_NICENESS = 10
+"""How far the loading thread stands back: a tenth of a step's weight. More would let it starve while it holds the GIL."""
 
 
 class EngineThread:
-    """Runs the engine that ``make(spec)`` builds. A call that has begun cannot be cancelled: the stage waits for its end."""
+    """Runs the engine that ``make(spec)`` builds. A call that has begun cannot be cancelled: the worker waits for its end."""
 
-    def __init__(self, make: Callable[[StageSpec], StageEngine]) -> None:
+    def __init__(self, make: Callable[[EngineSpec], StageEngine]) -> None:
         self._make = make
-        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
         self._engine: StageEngine | None = None
-        self._kv_bytes_per_block = 0
+        self._computing = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
+        self._loading = ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader", initializer=_stand_back)
+        self._copying = ThreadPoolExecutor(max_workers=1, thread_name_prefix="pages")
+        self._kv_bytes_per_block: dict[int, int] = {}
 
-    async def load(self, spec: StageSpec, progress: Callable[[int, int], Awaitable[None]]) -> StageFacts:
-        """Build the engine and load its weights; ``progress`` is awaited in the actor's loop now and then."""
+    async def load(self, spec: EngineSpec, atoms: range, progress: LoadProgressed) -> StageFacts:
+        """Make ``atoms`` resident; ``progress`` is awaited in the actor's loop now and then."""
         latest: list[tuple[int, int]] = []
 
         def note(done_bytes: int, total_bytes: int) -> None:
@@ -52,34 +63,75 @@ class EngineThread:
                 if latest:
                     await progress(*latest.pop())
 
-        self._engine = await self._call(self._make, spec)
+        if self._engine is None:
+            # In the computing thread, whose workers it starts.
+            self._engine = await _call(self._computing, self._make, spec)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(tell)
-            facts = await self._call(self._engine.load, note)
+            facts = await _call(self._loading, self._engine.load, atoms, note)
             nursery.cancel_scope.cancel()
-        self._kv_bytes_per_block = facts.kv_bytes_per_block
+        self._kv_bytes_per_block |= dict(zip(facts.layers, facts.page_bytes, strict=True))
         return facts
 
     async def reserve(self, blocks: int) -> int:
-        """Make room for ``blocks`` KV blocks; the bytes they take."""
-        assert self._engine is not None
-        await self._call(self._engine.reserve, blocks)
-        return blocks * self._kv_bytes_per_block
+        """Make room for ``blocks`` KV blocks; the bytes that they may take in the layers that are here."""
+        await _call(self._computing, self._loaded.reserve, blocks)
+        return blocks * sum(self._kv_bytes_per_block.values())
 
-    async def run(self, batch: RaggedBatch, hidden: BufferView | None, rows: Sequence[SampleRow]) -> StageOutput:
-        """Run one step."""
-        assert self._engine is not None
-        return await self._call(self._engine.run, batch, hidden, rows)
+    async def run(
+        self, atoms: range, batch: RaggedBatch, hidden: BufferView | None, rows: Sequence[SampleRow]
+    ) -> StageOutput:
+        """Run one step through ``atoms``."""
+        return await _call(self._computing, self._loaded.run, atoms, batch, hidden, rows)
+
+    async def drop(self, keep: range) -> int:
+        """Let go of atoms outside ``keep`` and their pages; the bytes freed."""
+        if self._engine is None:
+            return 0
+        return await _call(self._computing, self._loaded.drop, keep)
+
+    async def gather_pages(self, layer: int, blocks: Int32Array, out: memoryview) -> int:
+        """Copy pages into ``out``; their checksum."""
+        engine = self._loaded
+
+        def gather() -> int:
+            engine.gather_pages(layer, blocks, out)
+            return page_checksum(out)
+
+        return await _call(self._copying, gather)
+
+    async def scatter_pages(self, layer: int, blocks: Int32Array, data: memoryview, checksum: int) -> bool:
+        """Put pages in their places where their checksum is right."""
+        engine = self._loaded
+
+        def scatter() -> bool:
+            if page_checksum(data) != checksum:
+                return False
+            engine.scatter_pages(layer, blocks, data)
+            return True
+
+        return await _call(self._copying, scatter)
 
     def peak_rss_bytes(self) -> int:
         """The most memory this process held so far."""
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
-    async def _call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        done = trio.Event()
-        wake = trio.lowlevel.current_trio_token().run_sync_soon
-        future = self._executor.submit(function, *args, **kwargs)
-        future.add_done_callback(lambda _: wake(done.set))
-        with trio.CancelScope(shield=True):
-            await done.wait()
-        return future.result()
+    @property
+    def _loaded(self) -> StageEngine:
+        assert self._engine is not None, "the coordinator opens an epoch only once its weights are loaded"
+        return self._engine
+
+
+def _stand_back() -> None:
+    with suppress(OSError):  # a kernel without priorities per thread
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOADING_NICENESS)
+
+
+async def _call(executor: ThreadPoolExecutor, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    done = trio.Event()
+    wake = trio.lowlevel.current_trio_token().run_sync_soon
+    future = executor.submit(function, *args, **kwargs)
+    future.add_done_callback(lambda _: wake(done.set))
+    with trio.CancelScope(shield=True):
+        await done.wait()
+    return future.result()

@@ -25,7 +25,7 @@ import numpy as np
 
 from ..runtime.capturing.capture import program_file
 from ..runtime.costing.costs import DeviceRates, StepLoad
-from ..runtime.interface import BLOCK_TOKENS, RaggedBatch, SampleRow, SamplingParams, StageSpec
+from ..runtime.interface import BLOCK_TOKENS, EngineSpec, RaggedBatch, SampleRow, SamplingParams
 from ..runtime.program import Program, load_program
 from ..runtime.stage_engine import LoweredStageEngine
 from .limits import best_rates, least_seconds, probe
@@ -174,7 +174,7 @@ def _decode(engine: LoweredStageEngine, ids: list[int], position: int, tables: A
 
 def _sampled(engine: LoweredStageEngine, batch: RaggedBatch, position: int) -> list[int]:
     rows = [SampleRow(GREEDY, position)] * len(batch.sample_tokens)
-    return [token.token_id for token in engine.run(batch, None, rows).tokens]
+    return [token.token_id for token in engine.run(range(len(engine.program.atoms)), batch, None, rows).tokens]
 
 
 def _blocks_per_request(workload: Workload) -> int:
@@ -183,9 +183,9 @@ def _blocks_per_request(workload: Workload) -> int:
 
 def _load(folder: Path, program_path: Path, program: Program, threads: int) -> tuple[LoweredStageEngine, float]:
     start = time.perf_counter()
-    spec = StageSpec(str(folder), str(program_path), 0, len(program.atoms), threads=threads)
+    spec = EngineSpec(str(folder), str(program_path), threads=threads)
     engine = LoweredStageEngine(spec)
-    engine.load(lambda _done, _total: None)
+    engine.load(range(len(program.atoms)), lambda _done, _total: None)
     return engine, time.perf_counter() - start
 
 

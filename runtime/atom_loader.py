@@ -1,4 +1,4 @@
-"""An atom of a stage ready to run, and how its weights get there: checkpoint → recipe → backend's form, one at a time.
+"""An atom ready to run, and how its weights get there: the shared copy, or checkpoint → recipe → backend's form, one at a time.
 
 Owns the counting of bytes and the progress told. Knows nothing of steps and batches.
 """
@@ -18,6 +18,7 @@ from .kv_pages import KvLayer
 from .lowered import Backend
 from .lowering import LoweredGraph
 from .program import Program
+from .warm_weights import WarmWeights
 from .weights import Checkpoint
 
 
@@ -52,8 +53,12 @@ class AtomLoader:
         dtype: torch.dtype,
         device: torch.device,
         progress: Callable[[int, int], None],
+        warm: tuple[WarmWeights, Callable[[str], str]],
     ) -> None:
-        self.weight_bytes = 0
+        self.warm_bytes = 0
+        self.disk_bytes = 0
+        self.bytes_of: dict[str, int] = {}
+        self._warm, self._warm_key = warm
         self._checkpoint = checkpoint
         self._program = program
         self._backend = backend
@@ -75,14 +80,26 @@ class AtomLoader:
             )
 
     def bind(self, name: str, graph: LoweredGraph, names: Sequence[str], layers: tuple[KvLayer, ...]) -> LoadedAtom:
-        """An atom's callable with its own weights, built one after the other."""
+        """An atom's callable with its own weights."""
+        key = self._warm_key(name)
+        weights = self._warm.fetch(key)
+        if weights is not None:
+            self.warm_bytes += _size(weights)
+            self._count(names)
+        else:
+            weights = self._warm.keep(key, self._build(graph, names))
+            self.disk_bytes += _size(weights)
+        self.bytes_of[name] = _size(weights)
+        head = "sample_tokens" in graph.inputs and not layers
+        return LoadedAtom(name, graph.call, graph.inputs, layers, weights, head, graph.flat)
+
+    def _build(self, graph: LoweredGraph, names: Sequence[str]) -> tuple[Any, ...]:
+        """Weights from the checkpoint, one after the other."""
         slots = dict(zip(graph.slots, names, strict=True))
 
         def read(slot: str) -> torch.Tensor:
             spec = self._program.weights[slots[slot]]
-            if spec.value is None:
-                self._done += self._checkpoint.stored_bytes(spec)
-                self._progress(min(self._done, self._total), self._total)
+            self._count([spec.name])
             return self._checkpoint.read(spec, self._dtype)
 
         weights = []
@@ -90,7 +107,15 @@ class AtomLoader:
             weight = recipe.build(read, self._backend)
             if isinstance(weight, torch.Tensor):
                 weight = weight.to(self._device)
-            self.weight_bytes += int(weight.nbytes)
             weights.append(weight)
-        head = "sample_tokens" in graph.inputs and not layers
-        return LoadedAtom(name, graph.call, graph.inputs, layers, tuple(weights), head, graph.flat)
+        return tuple(weights)
+
+    def _count(self, names: Sequence[str]) -> None:
+        """Tell that ``names`` are in."""
+        specs = (self._program.weights[name] for name in names)
+        self._done += sum(self._checkpoint.stored_bytes(spec) for spec in specs if spec.value is None)
+        self._progress(min(self._done, self._total), self._total)
+
+
+def _size(weights: Sequence[Any]) -> int:
+    return sum(int(weight.nbytes) for weight in weights)

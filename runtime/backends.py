@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from .interface import StageSpec
+from .interface import EngineSpec
 from .lowered import Backend
 from .program import ATTEND, Literal, Program
 from .torch_backend import TorchBackend
 
 
-def choose_backend(spec: StageSpec, program: Program, device: torch.device, dtype: torch.dtype) -> tuple[Backend, str]:
+def choose_backend(spec: EngineSpec, program: Program, device: torch.device, dtype: torch.dtype) -> tuple[Backend, str]:
     """The fastest backend that can serve ``spec``, and why it was chosen."""
     reason = _why_not_packed(program, device, dtype)
     if reason is None:

@@ -7,13 +7,14 @@ version compiles) the kernels.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from .interface import EngineError, RaggedBatch
 from .kernels.attention import AttentionPlan, PageLayout, attend, plan_attention
 from .kernels.elementwise import layer_norm, rms_norm, rotate
-from .kernels.linear import PackedLinear, pack_gated, pack_linear
+from .kernels.linear import PackedLinear, freeze, pack_gated, pack_linear, thaw
 from .kernels.threads import set_threads
 from .kv_pages import KvLayer
 from .program import AttentionLayer
@@ -89,6 +90,17 @@ class PackedBackend:
         return PackedExperts(
             tuple(pack_linear(matrix, None if bias is None else bias[place]) for place, matrix in enumerate(matrices))
         )
+
+    def freeze(self, weight: Any) -> tuple[str, dict[str, int], list[Any], list[Any]]:
+        """Form, facts, arrays and parts of a packed weight, for `warm_weights`."""
+        if isinstance(weight, PackedExperts):
+            return "experts", {}, [], list(weight.layers)
+        facts, arrays = freeze(weight)
+        return "linear", facts, arrays, []
+
+    def thaw(self, form: str, facts: dict[str, int], arrays: list[Any], parts: list[Any]) -> Any:
+        """The packed weight that `freeze` described."""
+        return PackedExperts(tuple(parts)) if form == "experts" else thaw(facts, arrays)
 
     def page_elements(self, geometry: AttentionLayer) -> int:
         """As the kernels lay pages out (`PageLayout`)."""

@@ -14,7 +14,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -22,7 +21,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from ..interface import BLOCK_TOKENS, BufferView, EngineError, RaggedBatch, SampleRow, SamplingParams, StageSpec
+from ..interface import BLOCK_TOKENS, BufferView, EngineError, EngineSpec, RaggedBatch, SampleRow, SamplingParams
 from ..program import Atom, Program, WeightSpec, load_program, save_program
 from ..stage_engine import LoweredStageEngine
 from .costs import StepLoad, weight_bytes
@@ -44,7 +43,7 @@ WEIGHT_SPREAD = 0.02
 class EngineTimer:
     """A `profile.Timer`. ``folder`` must stay while it is used; keep one timer per process, as engines ask.
 
-    ``device``, ``threads`` and ``dtype`` are a `StageSpec`'s.
+    ``device``, ``threads`` and ``dtype`` are an `EngineSpec`'s.
     """
 
     def __init__(
@@ -52,23 +51,24 @@ class EngineTimer:
     ) -> None:
         self._program = program
         self._folder = folder
-        self._spec = StageSpec(str(folder), "", 0, 0, device=device, threads=threads, dtype=dtype)
+        self._spec = EngineSpec(str(folder), "", device=device, threads=threads, dtype=dtype)
         self._random = np.random.default_rng(0)
-        self._loaded: tuple[int, int, LoweredStageEngine] | None = None
+        self._loaded: tuple[int, range, LoweredStageEngine] | None = None
 
     def __call__(self, atom: int, load: StepLoad) -> float:
         """Seconds that atom number ``atom`` takes in one step of ``load``, sampling included for the head."""
-        count, engine = self._engine(atom)
+        atoms, engine = self._engine(atom)
         blocks = self._blocks(engine, load)
         if engine.pages.blocks < blocks:
             engine.reserve(blocks)
-        batch, hidden = self._batch(load, blocks), self._hidden(engine, load)
-        rows = [SampleRow(SamplingParams(temperature=0.0), load.context)] * load.sampled if engine.is_last else []
-        engine.run(batch, hidden, rows)
-        return min(_timed(engine, batch, hidden, rows) for _ in range(REPEATS)) / count
+        is_last = atoms.stop == len(engine.program.atoms)
+        batch, hidden = self._batch(load, blocks), None if atoms.start == 0 else self._hidden(load)
+        rows = [SampleRow(SamplingParams(temperature=0.0), load.context)] * load.sampled if is_last else []
+        engine.run(atoms, batch, hidden, rows)
+        return min(_timed(engine, atoms, batch, hidden, rows) for _ in range(REPEATS)) / len(atoms)
 
-    def _engine(self, atom: int) -> tuple[int, LoweredStageEngine]:
-        """The engine that runs ``atom``'s equals, loaded unless it is the one in use."""
+    def _engine(self, atom: int) -> tuple[range, LoweredStageEngine]:
+        """The atoms and the engine that runs ``atom``'s equals, loaded unless it is the one in use."""
         if self._loaded is None or self._loaded[0] != atom:
             run = self._equals(atom)
             self._write_weights(run)
@@ -76,16 +76,13 @@ class EngineTimer:
             file = self._folder / "program.json"
             save_program(program, file)
             first = program.atoms.index(run[0])
-            spec = replace(
-                self._spec,
-                program_file=str(file),
-                first_atom=first,
-                end_atom=first + len(run),
-                step_tokens_max=self._program.context_tokens,
+            spec = msgspec.structs.replace(
+                self._spec, program_file=str(file), step_tokens_max=self._program.context_tokens
             )
             engine = LoweredStageEngine(spec)
-            engine.load(lambda _done, _total: None)
-            self._loaded = (atom, len(run), engine)
+            atoms = range(first, first + len(run))
+            engine.load(atoms, lambda _done, _total: None)
+            self._loaded = (atom, atoms, engine)
         return self._loaded[1], self._loaded[2]
 
     def _equals(self, atom: int) -> list[Atom]:
@@ -141,9 +138,7 @@ class EngineTimer:
             sampled.astype(np.int32),
         )
 
-    def _hidden(self, engine: LoweredStageEngine, load: StepLoad) -> BufferView | None:
-        if engine.is_first:
-            return None
+    def _hidden(self, load: StepLoad) -> BufferView:
         shape = (load.tokens, self._program.hidden_size)
         values = torch.from_numpy(self._random.standard_normal(shape, np.float32))
         raw = values.to(getattr(torch, self._spec.dtype)).view(torch.uint8).numpy()
@@ -178,10 +173,14 @@ def main(arguments: list[str]) -> int:
 
 
 def _timed(
-    engine: LoweredStageEngine, batch: RaggedBatch, hidden: BufferView | None, rows: Sequence[SampleRow]
+    engine: LoweredStageEngine,
+    atoms: range,
+    batch: RaggedBatch,
+    hidden: BufferView | None,
+    rows: Sequence[SampleRow],
 ) -> float:
     start = time.perf_counter()
-    engine.run(batch, hidden, rows)
+    engine.run(atoms, batch, hidden, rows)
     return time.perf_counter() - start
 
 

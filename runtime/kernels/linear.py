@@ -285,6 +285,28 @@ class PackedLinear:
         return out
 
 
+def freeze(layer: PackedLinear) -> tuple[dict[str, int], list[npt.NDArray[np.float32]]]:
+    """A packed layer as plain numbers and arrays, from which `thaw` makes it again; in another process, too."""
+    facts = {name: int(getattr(layer, name)) for name in ("inputs", "outputs", "_pairs", "_activation", "_gated")}
+    return facts, list(layer._memory)  # noqa: SLF001 - the other half of its class
+
+
+def thaw(facts: dict[str, int], memory: list[npt.NDArray[np.float32]]) -> PackedLinear:
+    """A packed layer over ``memory``, which begins on a cache line and is not copied."""
+    weight, bias = memory
+    return PackedLinear(
+        inputs=facts["inputs"],
+        outputs=facts["outputs"],
+        nbytes=weight.nbytes + bias.nbytes,
+        _pairs=facts["_pairs"],
+        _weight=int(weight.ctypes.data),
+        _bias=int(bias.ctypes.data) if bias.size else 0,
+        _activation=facts["_activation"],
+        _gated=bool(facts["_gated"]),
+        _memory=(weight, bias),
+    )
+
+
 _arena = Arena()
 _arguments = Workspace.of(_ARGUMENT_BYTES)
 

@@ -2,26 +2,28 @@
 
 import dataclasses
 import sys
+import threading
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from engine_harness import BlockSource, Request, build_batch, feed, load_stages, run_step
+from engine_harness import BlockSource, Request, Stage, build_batch, feed, load_stages, run_step
 from flexpipe.runtime import kv_pages
 from flexpipe.runtime.backends import choose_backend
 from flexpipe.runtime.capturing.capture import capture
 from flexpipe.runtime.interface import (
     BufferView,
     EngineError,
+    EngineSpec,
     OutOfMemoryError,
     RaggedBatch,
     SampleRow,
     SamplingParams,
-    StageSpec,
 )
 from flexpipe.runtime.program import load_program, save_program
 from flexpipe.runtime.stage_engine import LoweredStageEngine
@@ -71,9 +73,6 @@ def test_no_bit_depends_on_neighbours_or_chunks(saved):
     source = BlockSource(32, 1)
     for _ in prompt:
         feed(stages, [(alone, 1)], source)
-    for stage in stages:
-        stage.pages.reserve(0)
-        stage.reserve(64)
     among, source = Request(prompt), BlockSource(64, 2)
     others = [Request(some_tokens(60, seed)) for seed in (2, 3, 4)]
     for count, *rest in ((7, 3, 1, 20), (1, 1, 1, 1), (16, 5, 30, 1), (20, 9, 2, 17), (1, 1, 1, 2)):
@@ -113,8 +112,8 @@ def test_a_stage_holds_only_its_own_weights(llama):
     atoms = len(program.atoms)
     sizes = []
     for first, end in ((0, 1), (1, 5), (5, atoms)):
-        engine = LoweredStageEngine(StageSpec(str(folder), str(program_file), first, end))
-        facts = engine.load(lambda _done, _total: None)
+        engine = LoweredStageEngine(EngineSpec(str(folder), str(program_file)))
+        facts = engine.load(range(first, end), lambda _done, _total: None)
         own = sum(
             4 * int(np.prod(program.weights[name].shape))
             for name in program.stage_weights(first, end)
@@ -131,8 +130,8 @@ def test_a_stage_holds_only_its_own_weights(llama):
 def test_progress_ends_at_the_total(llama):
     folder, program_file = llama
     told = []
-    engine = LoweredStageEngine(StageSpec(str(folder), str(program_file), 0, 3))
-    engine.load(lambda done, total: told.append((done, total)))
+    engine = LoweredStageEngine(EngineSpec(str(folder), str(program_file)))
+    engine.load(range(3), lambda done, total: told.append((done, total)))
     assert told[-1][0] == told[-1][1] > 0
     assert [done for done, _ in told] == sorted(done for done, _ in told)
 
@@ -144,43 +143,136 @@ def test_resizing_the_pages_keeps_what_is_in_them(llama):
     feed(stages, [(straight, 40)], source)
     resized, source = Request(prompt), BlockSource(4, 3)
     feed(stages, [(resized, 20)], source)
-    stages[0].reserve(9)
+    stages[0].engine.reserve(9)
     feed(stages, [(resized, 20)], source)
     assert torch.equal(torch.stack(straight.logits), torch.stack(resized.logits))
 
 
-def test_a_page_moved_byte_by_byte_continues_the_request(llama):
-    """Copy every page of a request to other blocks of another engine and go on there."""
+def test_pages_gathered_from_one_engine_and_scattered_into_another_continue_the_request(llama):
     donor, acquirer = whole(llama)[0], whole(llama)[0]
     prompt = some_tokens(30, 9)
     request, source = Request(prompt), BlockSource(8, 4)
     feed([donor], [(request, 20)], source)
     moved = [block + 10 for block in request.blocks]
     for layer in donor.pages.layers:
-        for old, new in zip(request.blocks, moved, strict=True):
-            acquirer.pages.page_view(layer, new)[:] = donor.pages.page_view(layer, old)
+        pages = bytearray(len(moved) * donor.pages.page_bytes(layer))
+        donor.engine.gather_pages(layer, np.array(request.blocks, np.int32), memoryview(pages))
+        acquirer.engine.scatter_pages(layer, np.array(moved, np.int32), memoryview(pages))
     continued = Request(prompt, blocks=moved, fed=20)
     feed([acquirer], [(continued, 10)], source)
     feed([donor], [(request, 10)], source)
     assert torch.equal(torch.stack(request.logits[20:]), torch.stack(continued.logits))
 
 
-def test_a_page_is_as_large_as_the_facts_say(llama):
-    engine = whole(llama, blocks=3)[0]
-    facts = engine.load(lambda _done, _total: None)
-    assert facts.kv_bytes_per_block == sum(engine.pages.page_view(layer, 2).nbytes for layer in engine.pages.layers)
-
-
 def test_pages_outside_are_errors(llama):
-    pages = whole(llama, blocks=3)[0].pages
-    with pytest.raises(EngineError, match="block 3"):
-        pages.page_view(0, 3)
-    with pytest.raises(EngineError, match="layer 17"):
-        pages.page_view(17, 0)
+    engine = whole(llama, blocks=3)[0].engine
+    page = memoryview(bytearray(engine.pages.page_bytes(0)))
+    one = np.array([2], np.int32)
+    engine.gather_pages(0, one, page)
+    for layer, blocks, data, sentence in (
+        (0, np.array([3], np.int32), page, "among the 3"),
+        (0, np.array([-1], np.int32), page, "among the 3"),
+        (0, np.array([], np.int32), page[:0], "among the 3"),
+        (17, one, page, "layer 17"),
+        (0, one, page[:-1], "do not fit"),
+    ):
+        with pytest.raises(EngineError, match=sentence):
+            engine.gather_pages(layer, blocks, data)
+        with pytest.raises(EngineError, match=sentence):
+            engine.scatter_pages(layer, blocks, data)
+
+
+def test_one_engine_runs_the_atoms_of_two_epochs_and_takes_more_between_steps(llama):
+    """What a merge does: the left half serves alone, then the same engine gets the right half and its pages."""
+    folder, program_file = llama
+    atoms = len(load_program(program_file).atoms)
+    prompt = some_tokens(30, 12)
+    straight, source = Request(prompt), BlockSource(8, 2)
+    feed(whole(llama), [(straight, 20)], source)
+    feed_rest = Request(prompt)
+    left, right = load_stages(folder, program_file, [0, 3, atoms])
+    source = BlockSource(8, 2)
+    feed([left, right], [(feed_rest, 20)], source)
+    facts = left.engine.load(range(atoms), lambda _done, _total: None)
+    assert facts.weights.kept_bytes > 0
+    assert facts.weights.disk_bytes > 0
+    left.engine.reserve(64)
+    for layer in right.pages.layers:
+        if layer not in range(1):
+            blocks = np.array(feed_rest.blocks, np.int32)
+            pages = memoryview(bytearray(len(blocks) * right.pages.page_bytes(layer)))
+            right.engine.gather_pages(layer, blocks, pages)
+            left.engine.scatter_pages(layer, blocks, pages)
+    merged = Stage(left.engine, range(atoms))
+    again, source = Request(prompt), BlockSource(8, 2)
+    feed(whole(llama), [(again, 30)], source)
+    feed([merged], [(feed_rest, 10)], BlockSource(8, 2))
+    assert torch.equal(torch.stack(again.logits[20:]), torch.stack(feed_rest.logits[20:]))
+
+
+def test_dropped_atoms_are_gone_with_their_pages_and_come_back_from_the_checkpoint(llama):
+    atoms = len(load_program(llama[1]).atoms)
+    stage = whole(llama)[0]
+    logits = stage.forward(one_token_batch(), None)
+    layers = set(stage.pages.layers)
+    assert stage.engine.drop(range(3)) > 0
+    assert set(stage.pages.layers) < layers
+    with pytest.raises(EngineError, match="were not loaded"):
+        stage.forward(one_token_batch(), None)
+    stage.engine.load(range(atoms), lambda _done, _total: None)
+    stage.engine.reserve(64)
+    assert torch.equal(stage.forward(one_token_batch(), None), logits)
+
+
+def test_a_load_beside_running_steps_changes_no_bit(llama):
+    folder, program_file = llama
+    atoms = len(load_program(program_file).atoms)
+    left = load_stages(folder, program_file, [0, 3])[0]
+    hidden = bytes(left.run(one_token_batch(), None, ()).hidden.data)
+    loader = threading.Thread(target=left.engine.load, args=(range(atoms), lambda _done, _total: None))
+    loader.start()
+    while loader.is_alive():
+        assert bytes(left.run(one_token_batch(), None, ()).hidden.data) == hidden
+    loader.join()
+    assert bytes(left.run(one_token_batch(), None, ()).hidden.data) == hidden
+
+
+def test_the_shared_copy_gives_the_same_bits_as_the_checkpoint(llama, tmp_path):
+    folder, program_file = llama
+    atoms = range(len(load_program(program_file).atoms))
+    results = []
+    for warm_folder in ("", str(tmp_path), str(tmp_path)):
+        engine = LoweredStageEngine(EngineSpec(str(folder), str(program_file), warm_folder=warm_folder))
+        facts = engine.load(atoms, lambda _done, _total: None)
+        engine.reserve(8)
+        results.append((facts.weights, engine.forward(atoms, one_token_batch(), None)))
+    (cold, expected), (first, written), (second, mapped) = results
+    assert cold.warm_bytes == first.warm_bytes == second.disk_bytes == 0
+    assert first.disk_bytes == second.warm_bytes > 0
+    assert torch.equal(expected, written)
+    assert torch.equal(expected, mapped)
+
+
+def test_a_damaged_shared_copy_is_read_past_and_written_again(llama, tmp_path):
+    folder, program_file = llama
+    spec = EngineSpec(str(folder), str(program_file), warm_folder=str(tmp_path))
+    first = LoweredStageEngine(spec).load(range(3), lambda _done, _total: None)
+    for file in tmp_path.iterdir():
+        file.write_bytes(file.read_bytes()[:100])
+    again = LoweredStageEngine(spec).load(range(3), lambda _done, _total: None)
+    assert again.weights == first.weights
+    assert LoweredStageEngine(spec).load(range(3), lambda _done, _total: None).weights.disk_bytes == 0
+
+
+def test_without_room_for_the_shared_copy_weights_serve_from_where_they_are(llama):
+    folder, program_file = llama
+    spec = EngineSpec(str(folder), str(program_file), warm_folder="/dev/null/nowhere")
+    facts = LoweredStageEngine(spec).load(range(3), lambda _done, _total: None)
+    assert facts.weights.disk_bytes > 0
 
 
 def test_more_pages_than_memory_is_an_error_by_name(llama, monkeypatch):
-    engine = whole(llama, blocks=4)[0]
+    engine = whole(llama, blocks=4)[0].engine
     monkeypatch.setattr(kv_pages, "free_bytes", lambda _device: 1 << 20)
     with pytest.raises(OutOfMemoryError, match="KV blocks"):
         engine.reserve(1 << 20)
@@ -257,16 +349,14 @@ def test_a_first_stage_refuses_a_hidden_state(llama):
 
 def test_running_before_loading_is_an_error(llama):
     folder, program_file = llama
-    engine = LoweredStageEngine(StageSpec(str(folder), str(program_file), 0, 1))
-    with pytest.raises(EngineError, match="before"):
-        engine.run(one_token_batch(), None, [])
+    engine = LoweredStageEngine(EngineSpec(str(folder), str(program_file)))
+    with pytest.raises(EngineError, match="were not loaded"):
+        engine.run(range(1), one_token_batch(), None, [])
 
 
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"end_atom": 99}, "99"),
-        ({"first_atom": 3, "end_atom": 3}, "atoms"),
         ({"dtype": "int3"}, "int3"),
         ({"device": "abacus"}, "abacus"),
         ({"program_file": "/nowhere.json"}, "nowhere"),
@@ -274,21 +364,27 @@ def test_running_before_loading_is_an_error(llama):
 )
 def test_a_stage_that_cannot_be_is_an_error(llama, changes, sentence):
     folder, program_file = llama
-    spec = dataclasses.replace
     with pytest.raises(EngineError, match=sentence):
-        LoweredStageEngine(spec(StageSpec(str(folder), str(program_file), 0, 1), **changes))
+        LoweredStageEngine(msgspec.structs.replace(EngineSpec(str(folder), str(program_file)), **changes))
+
+
+@pytest.mark.parametrize("atoms", [range(99), range(3, 3), range(-1, 2)])
+def test_atoms_that_do_not_exist_are_an_error(llama, atoms):
+    folder, program_file = llama
+    with pytest.raises(EngineError, match="were asked for"):
+        LoweredStageEngine(EngineSpec(str(folder), str(program_file))).load(atoms, lambda _done, _total: None)
 
 
 def test_a_model_folder_without_weights_is_an_error(llama, tmp_path):
     _, program_file = llama
-    engine = LoweredStageEngine(StageSpec(str(tmp_path), str(program_file), 0, 1))
+    engine = LoweredStageEngine(EngineSpec(str(tmp_path), str(program_file)))
     with pytest.raises(WeightsError, match="neither"):
-        engine.load(lambda _done, _total: None)
+        engine.load(range(1), lambda _done, _total: None)
 
 
 def test_a_backend_comes_with_its_reason(llama):
     folder, program_file = llama
-    spec = StageSpec(str(folder), str(program_file), 0, 1)
+    spec = EngineSpec(str(folder), str(program_file))
     backend, reason = choose_backend(spec, load_program(program_file), torch.device("cpu"), torch.bfloat16)
     assert backend.name == "torch"
     assert "bfloat16" in reason

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from flexpipe.runtime.interface import BLOCK_TOKENS, RaggedBatch, StageSpec
+from flexpipe.runtime.interface import BLOCK_TOKENS, EngineSpec, RaggedBatch
 from flexpipe.runtime.stage_engine import LoweredStageEngine
 
 
@@ -57,20 +57,38 @@ def build_batch(work: list[tuple[Request, int]], source: BlockSource, sample_all
     )
 
 
-def load_stages(
-    folder: Path, program_file: Path, cuts: list[int], blocks: int = 64, **options
-) -> list[LoweredStageEngine]:
+class Stage:
+    """An engine and the atoms that it is to run."""
+
+    def __init__(self, engine: LoweredStageEngine, atoms: range) -> None:
+        self.engine = engine
+        self.atoms = atoms
+        self.pages = engine.pages
+
+    def run(self, batch, hidden, rows):
+        return self.engine.run(self.atoms, batch, hidden, rows)
+
+    def forward(self, batch, hidden):
+        return self.engine.forward(self.atoms, batch, hidden)
+
+
+def load_stage(spec: EngineSpec, atoms: range) -> Stage:
+    engine = LoweredStageEngine(spec)
+    engine.load(atoms, lambda _done, _total: None)
+    return Stage(engine, atoms)
+
+
+def load_stages(folder: Path, program_file: Path, cuts: list[int], blocks: int = 64, **options) -> list[Stage]:
     """Engines of the stages between neighbouring ``cuts`` (atom indices, the first 0 and the last the number of atoms)."""
     stages = []
     for first, end in itertools.pairwise(cuts):
-        engine = LoweredStageEngine(StageSpec(str(folder), str(program_file), first, end, **options))
-        engine.load(lambda _done, _total: None)
-        engine.reserve(blocks)
-        stages.append(engine)
+        stage = load_stage(EngineSpec(str(folder), str(program_file), **options), range(first, end))
+        stage.engine.reserve(blocks)
+        stages.append(stage)
     return stages
 
 
-def run_step(stages: list[LoweredStageEngine], batch: RaggedBatch) -> torch.Tensor:
+def run_step(stages: list[Stage], batch: RaggedBatch) -> torch.Tensor:
     """The logits of one step through all stages, hidden states crossing as buffers."""
     hidden = None
     for stage in stages[:-1]:
@@ -78,7 +96,7 @@ def run_step(stages: list[LoweredStageEngine], batch: RaggedBatch) -> torch.Tens
     return stages[-1].forward(batch, hidden)
 
 
-def feed(stages: list[LoweredStageEngine], work: list[tuple[Request, int]], source: BlockSource) -> None:
+def feed(stages: list[Stage], work: list[tuple[Request, int]], source: BlockSource) -> None:
     """Run one step and hand every request the logits of its tokens."""
     batch = build_batch(work, source)
     logits = run_step(stages, batch)
@@ -89,7 +107,7 @@ def feed(stages: list[LoweredStageEngine], work: list[tuple[Request, int]], sour
         start += count
 
 
-def serve(stages: list[LoweredStageEngine], requests: list[Request], seed: int, step_tokens: int = 24) -> None:
+def serve(stages: list[Stage], requests: list[Request], seed: int, step_tokens: int = 24) -> None:
     """Feed all tokens of all requests in random ragged steps: chunks of prompts beside single tokens."""
     random = np.random.default_rng(seed)
     source = BlockSource(stages[0].pages.blocks or stages[-1].pages.blocks, seed)
