@@ -41,6 +41,7 @@ from .preparation import PreparedModel
 from .runtime.interface import BLOCK_TOKENS, EngineSpec
 from .runtime.text.text_stream import TextStream
 from .transport.zmq_link import ZmqTransport
+from .warm_folder import warm_folder
 
 LOG_FOLDERS_KEPT = 20
 """Log folders of earlier runs that stay in the state folder; older ones are removed."""
@@ -118,10 +119,10 @@ async def serve(model: PreparedModel, config: ServeConfig, present: Presenter) -
     """
     log_folder = config.log_dir or _new_log_folder()
     log_folder.mkdir(parents=True, exist_ok=True)
-    with LogFile(log_folder / "daemon.jsonl") as log_stream, _socket_folder() as sockets:
+    with LogFile(log_folder / "daemon.jsonl") as log_stream, _socket_folder() as sockets, warm_folder() as warm:
         log = EventLog(log_stream, process="daemon", pid=os.getpid())
         async with ZmqTransport.open() as transport, SqliteJournal.open(log_folder / "journal.sqlite") as journal:
-            return await _Daemon(model, config, log, log_folder, sockets, transport, journal).run(present)
+            return await _Daemon(model, config, log, log_folder, sockets, warm, transport, journal).run(present)
 
 
 class _Daemon:
@@ -134,6 +135,7 @@ class _Daemon:
         log: EventLog,
         log_folder: Path,
         sockets: Path,
+        warm: str,
         transport: ZmqTransport,
         journal: SqliteJournal,
     ) -> None:
@@ -154,7 +156,7 @@ class _Daemon:
         )
         self._coordinator = Coordinator(
             CoordinatorMachine(
-                _pipeline_spec(model, config, sockets), CoordinatorLimits(), f"ipc://{sockets}/{{epoch}}-{{link}}"
+                _pipeline_spec(model, config, warm), CoordinatorLimits(), f"ipc://{sockets}/{{epoch}}-{{link}}"
             ),
             self._pool,
             self._scheduler,
@@ -234,7 +236,7 @@ def _context_tokens(model: PreparedModel, config: ServeConfig) -> int:
     return min(model.program.context_tokens, config.context or model.program.context_tokens)
 
 
-def _pipeline_spec(model: PreparedModel, config: ServeConfig, warm_folder: Path) -> PipelineSpec:
+def _pipeline_spec(model: PreparedModel, config: ServeConfig, warm: str) -> PipelineSpec:
     stages = tuple(
         StagePlacement(
             worker=place,
@@ -254,7 +256,7 @@ def _pipeline_spec(model: PreparedModel, config: ServeConfig, warm_folder: Path)
             dtype=config.dtype,
             deterministic=config.deterministic,
             step_tokens_max=config.step_tokens,
-            warm_folder=str(warm_folder),
+            warm_folder=warm,
         ),
         stages=stages,
         layers_of=tuple(atom.layers for atom in model.program.atoms),

@@ -99,7 +99,7 @@ class AtomLoader:
 
         def read(slot: str) -> torch.Tensor:
             spec = self._program.weights[slots[slot]]
-            self._count([spec.name])
+            self._count([slots[slot]])
             return self._checkpoint.read(spec, self._dtype)
 
         weights = []

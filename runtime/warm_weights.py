@@ -13,6 +13,7 @@ import hashlib
 import mmap
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,8 @@ class WarmWeights:
             _write(partial, header, arrays)
             partial.replace(self._folder / key)
         except OSError:  # no room: the weights serve from where they are
-            partial.unlink(missing_ok=True)
+            with suppress(OSError):
+                partial.unlink()
             return tuple(weights)
         return self.fetch(key) or tuple(weights)
 

@@ -85,7 +85,7 @@ def test_padding_makes_plain_torch_deterministic(llama, monkeypatch):
     torch_only = lambda spec, _program, device, dtype: (TorchBackend(device, dtype, spec.deterministic), "test")  # noqa: E731
     monkeypatch.setattr("flexpipe.runtime.stage_engine.choose_backend", torch_only)
     stages = whole(llama, deterministic=True, step_tokens_max=32)
-    assert stages[0].backend.name == "torch"
+    assert stages[0].engine.backend.name == "torch"
     prompt = some_tokens(20, 5)
     alone, source = Request(prompt), BlockSource(64, 1)
     feed(stages, [(alone, 20)], source)

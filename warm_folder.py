@@ -1,0 +1,44 @@
+"""A server's folder in shared memory, where its workers keep one copy of the weights for all of them.
+
+Shared memory outlives its processes, so a server that was killed leaves its folder behind. Each folder is locked by its
+server for as long as that lives; whoever starts next removes those that nobody locks.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - memory is the point; folders in it are this user's only
+_LOCK = "lock"
+
+
+@contextmanager
+def warm_folder(root: Path = SHARED_MEMORY) -> Iterator[str]:
+    """A fresh folder that only this user can enter, gone afterwards; "" where there is no shared memory."""
+    prefix = f"flexpipe-{os.getuid()}-"
+    _sweep(root, prefix)
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=root))
+    except OSError:
+        yield ""
+        return
+    try:
+        with (folder / _LOCK).open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield str(folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sweep(root: Path, prefix: str) -> None:
+    """Remove the folders of servers that are gone."""
+    for folder in root.glob(f"{prefix}*"):
+        with suppress(OSError), (folder / _LOCK).open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder, ignore_errors=True)
