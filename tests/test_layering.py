@@ -14,7 +14,13 @@ OURS = {
     "transport": (),
     "runtime": ("policies.types",),
     "actors": ("policies", "transport", "runtime.interface"),
-    "actors.gateway": ("actors.event_log", "actors.generation", "actors.refactor", "runtime.interface"),
+    "actors.gateway": (
+        "actors.event_log",
+        "actors.generation",
+        "actors.refactor",
+        "actors.route",
+        "runtime.interface",
+    ),
     "sim": ("policies", "transport", "runtime.interface", "actors"),
     "bench": ("policies", "transport", "runtime", "actors", "sim", "daemon", "preparation"),
     "commands": (
