@@ -57,6 +57,7 @@ CATALOGUE: Mapping[str, tuple[str, ...]] = {
     "gateway_draining": ("drain_s_max",),
     "gateway_closed": ("cut_connections",),
     "http_generation_ended": ("http_request", "outcome", "prompt_tokens", "output_tokens", "duration_s"),
+    "http_refactor_ended": ("http_request", "outcome", "duration_s"),
     "http_request_broke": ("http_request", "error"),
     "connection_broke": ("error",),
 }

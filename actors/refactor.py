@@ -6,7 +6,7 @@ never know how a plan is made or carried out.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Literal, Protocol
 
 import msgspec
@@ -105,6 +105,10 @@ class RefactorRefusedError(Exception):
 class Refactorer(Protocol):
     """Whoever can change a running pipeline."""
 
-    def refactor(self, request: RefactorRequest) -> AsyncIterator[RefactorEvent]:
-        """Carry ``request`` out; leaving the iterator early does not break it off."""
+    def refactor(self, request: RefactorRequest) -> AsyncGenerator[RefactorEvent, None]:
+        """Carry ``request`` out, from the first step of the iteration on.
+
+        That step raises `RefactorRefusedError` where the request is refused at once. Closing the generator early does not
+        break the change off.
+        """
         ...

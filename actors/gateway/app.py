@@ -1,7 +1,7 @@
-"""The HTTP gateway: OpenAI's routes over a token source, health, metrics and status.
+"""The HTTP gateway: OpenAI's routes over a token source, health, metrics, status and refactoring.
 
 Owns the route table and the order of what happens to a generation request: check, tokenise, submit, answer. It must never
-know how tokens are made, and imports neither torch nor the transport.
+know how tokens are made or a pipeline is refactored, and imports neither torch nor the transport.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import time
 import traceback
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import msgspec
 import trio
@@ -23,6 +24,7 @@ from starlette.routing import Route
 from ...runtime.interface import Tokenizer
 from ..event_log import EventLog
 from ..generation import FailureKind, GenerationFailedError, TokenSource
+from ..refactor import Refactorer
 from .boundary import BodyLimits, Boundary, read_json_body
 from .drain import Drain
 from .generation_answer import GenerationAnswer
@@ -30,9 +32,11 @@ from .generation_run import GenerationRun
 from .http_server import HttpServer, ServerLimits
 from .metrics import GatewayMetrics
 from .openai_api import ChatRequest, CompletionRequest, decode_chat, decode_completion
-from .openai_errors import ApiError, generation_failed, refused
+from .openai_errors import ApiError, generation_failed, refactor_unsupported, refused
 from .openai_responses import AnswerFormat, ChatFormat, CompletionFormat
 from .prompts import Job, PromptReader
+from .refactor_answer import RefactorAnswer
+from .refactor_api import decode_refactor
 from .request_machine import RequestMachine, TextStream
 
 NOT_READY_RETRY_AFTER_S = 2.0
@@ -54,9 +58,13 @@ def make_app(
     model_name: str,
     config: GatewayConfig,
     log: EventLog,
+    refactorer: Refactorer | None = None,
 ) -> Starlette:
-    """The application. Its ``state.drain`` is the `Drain` that `serve` begins when it is to stop."""
-    gateway = _Gateway(source, tokenizer, text_stream_factory, model_name, config, log)
+    """The application; without a ``refactorer`` it refuses to refactor.
+
+    Its ``state.drain`` is the `Drain` that `serve` begins when it is to stop.
+    """
+    gateway = _Gateway(source, tokenizer, text_stream_factory, model_name, config, log, refactorer)
     app = Starlette(
         routes=gateway.routes(),
         middleware=[Middleware(Boundary, api_keys=config.api_keys, limits=config.body, log=log)],
@@ -93,6 +101,7 @@ class _Gateway:
         model_name: str,
         config: GatewayConfig,
         log: EventLog,
+        refactorer: Refactorer | None,
     ) -> None:
         self._source = source
         self._tokenizer = tokenizer
@@ -100,6 +109,7 @@ class _Gateway:
         self._model_name = model_name
         self._config = config
         self._log = log
+        self._refactorer = refactorer
         self._prompts = PromptReader(tokenizer)
         self._metrics = GatewayMetrics(source, model_name)
         self._created_s = int(time.time())
@@ -116,6 +126,7 @@ class _Gateway:
             Route("/ready", self._ready),
             Route("/metrics", self._exposition),
             Route("/flexpipe/v1/status", self._status),
+            Route("/flexpipe/v1/refactor", self._refactor, methods=["POST"]),
         ]
 
     # --- generation
@@ -165,11 +176,7 @@ class _Gateway:
                 duration_s=round(duration_s, 6),
             )
 
-        def broke(error: Exception) -> None:
-            trace = "".join(traceback.format_exception(error))
-            self._log.emit("http_request_broke", http_request=request_id, error=trace)
-
-        return GenerationAnswer(job, run, answer_format, ended, broke)
+        return GenerationAnswer(job, run, answer_format, ended, partial(self._broke, request_id))
 
     def _machine(self, stops: tuple[str, ...]) -> RequestMachine:
         return RequestMachine(self._text_stream_factory(), stops, self._tokenizer.token_text)
@@ -183,6 +190,27 @@ class _Gateway:
             kind: FailureKind = "shutting_down" if self.drain.draining else "not_ready"
             raise generation_failed(GenerationFailedError(kind, reason, NOT_READY_RETRY_AFTER_S))
         return self._source.status().model.context_tokens
+
+    # --- control
+
+    async def _refactor(self, request: Request) -> Response:
+        if self._refactorer is None:
+            raise refactor_unsupported()
+        arrived_s = trio.current_time()
+        wanted = decode_refactor(await read_json_body(request, self._config.body))
+        request_id: str = request.state.request_id
+
+        def ended(outcome: str) -> None:
+            duration_s = round(trio.current_time() - arrived_s, 6)
+            self._log.emit("http_refactor_ended", http_request=request_id, outcome=outcome, duration_s=duration_s)
+
+        broke = partial(self._broke, request_id)
+        streamed = not _wants_one_body(request)
+        return RefactorAnswer(self._refactorer, wanted, self.drain, ended, broke, streamed=streamed)
+
+    def _broke(self, request_id: str, error: Exception) -> None:
+        trace = "".join(traceback.format_exception(error))
+        self._log.emit("http_request_broke", http_request=request_id, error=trace)
 
     # --- facts
 
@@ -225,6 +253,12 @@ class _Gateway:
             "owned_by": "flexpipe",
             "max_model_len": self._source.status().model.context_tokens,
         }
+
+
+def _wants_one_body(request: Request) -> bool:
+    """Whether the client takes JSON, and no stream of events."""
+    accepted = request.headers.get("accept", "").lower()
+    return "application/json" in accepted and "text/event-stream" not in accepted
 
 
 def _unknown_model(name: str) -> ApiError:

@@ -1,6 +1,7 @@
-"""The end of a gateway's life: no new generations, and those under way get a limited time to finish.
+"""The end of a gateway's life: no new work, and what is under way gets a limited time to finish.
 
-Owns the two states (serving, draining) and the deadline. It must never know of HTTP or of tokens.
+Owns the two states (serving, draining) and the deadline. It must never know of HTTP or of what
+the work is.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ class Drain:
 
     @property
     def draining(self) -> bool:
-        """Whether new generations are refused."""
+        """Whether new work is refused."""
         return self._deadline_s is not None
 
     def begin(self, drain_s_max: float) -> None:
-        """Refuse new generations from now on and end those under way after ``drain_s_max`` seconds. Idempotent."""
+        """Refuse new work from now on and end what is under way after ``drain_s_max`` seconds. Idempotent."""
         if self._deadline_s is not None:
             return
         self._deadline_s = trio.current_time() + drain_s_max
@@ -41,8 +42,11 @@ class Drain:
             raise GenerationFailedError("shutting_down", SENTENCE)
 
     @contextmanager
-    def generation(self) -> Iterator[None]:
-        """Run one generation; raise `GenerationFailedError` ("shutting_down") where the drain's deadline ended it."""
+    def work(self, name: str) -> Iterator[None]:
+        """Do one piece of work; raise `GenerationFailedError` ("shutting_down") where the drain's deadline ended it.
+
+        ``name`` is what an error calls it: "generation".
+        """
         self.check()
         with trio.CancelScope() as scope:
             self._scopes.add(scope)
@@ -51,4 +55,4 @@ class Drain:
             finally:
                 self._scopes.discard(scope)
         if scope.cancelled_caught:
-            raise GenerationFailedError("shutting_down", f"{SENTENCE} This generation did not end in time.")
+            raise GenerationFailedError("shutting_down", f"{SENTENCE} This {name} did not end in time.")

@@ -20,15 +20,9 @@ from .openai_errors import ApiError, generation_failed, internal_error
 from .openai_responses import AnswerFormat, joined
 from .prompts import Job
 from .request_machine import Delta
+from .sending import CLIENT_LEFT, COMPLETED, AnswerWriter, cancel_on_disconnect, event
 
 DONE = b"data: [DONE]\n\n"
-CLIENT_LEFT = "client_disconnected"
-COMPLETED = "completed"
-_STREAM_HEADERS = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),
-]
 
 
 class GenerationAnswer(Response):
@@ -53,55 +47,55 @@ class GenerationAnswer(Response):
         self._ended = ended
         self._broke = broke
         self._outcome = CLIENT_LEFT
-        self._started = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
         """Generate and send."""
+        writer = AnswerWriter(send)
         try:
-            last = await self._generate(receive, send)
+            last = await self._generate(receive, writer)
         finally:
             self._ended(self._outcome, self._run.usage.completion_tokens)
         if last is not None:
             # Outside the nursery: hypercorn reports a disconnect from inside the last send, and a watcher that cancels
             # it then leaves the socket open.
-            await send({"type": "http.response.body", "body": last})
+            await writer.last(last)
 
-    async def _generate(self, receive: Receive, send: Send) -> bytes | None:
+    async def _generate(self, receive: Receive, writer: AnswerWriter) -> bytes | None:
         """Send everything but the last part, which is returned; None where the client left."""
         last: bytes | None = None
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(_cancel_on_disconnect, receive, nursery.cancel_scope)
+                nursery.start_soon(cancel_on_disconnect, receive, nursery.cancel_scope)
                 try:
                     await self._run.start(nursery)
-                    last = await (self._stream(send) if self._job.stream else self._whole(send))
+                    last = await (self._stream(writer) if self._job.stream else self._whole(writer))
                     self._outcome = COMPLETED
                 except GenerationFailedError as error:
-                    last = await self._fail(send, generation_failed(error))
+                    last = await self._fail(writer, generation_failed(error))
                 nursery.cancel_scope.cancel()
         except Exception as error:
             self._broke(error)
-            last = await self._fail(send, internal_error())
+            last = await self._fail(writer, internal_error())
         return last
 
-    async def _stream(self, send: Send) -> bytes:
-        await self._start(send, 200, _STREAM_HEADERS)
+    async def _stream(self, writer: AnswerWriter) -> bytes:
+        await writer.start_events()
         for index in range(len(self._job.choices)):
             opening = self._format.opening(index)
             if opening is not None:
-                await _send_part(send, _frame(opening))
+                await writer.part(event(opening))
         shown: set[int] = set()
         while batch := await self._run.next_batch():
             usage = self._run.usage if self._job.continuous_usage else None
             chunks = (
                 self._format.chunk(index, self._echoed(index, delta, shown), usage) for index, delta in batch.items()
             )
-            await _send_part(send, b"".join(map(_frame, chunks)))
+            await writer.part(b"".join(map(event, chunks)))
         if self._job.include_usage:
-            return _frame(self._format.usage_chunk(self._run.usage)) + DONE
+            return event(self._format.usage_chunk(self._run.usage)) + DONE
         return DONE
 
-    async def _whole(self, send: Send) -> bytes:
+    async def _whole(self, writer: AnswerWriter) -> bytes:
         gathered: defaultdict[int, list[Delta]] = defaultdict(list)
         while batch := await self._run.next_batch():
             for index, delta in batch.items():
@@ -109,7 +103,7 @@ class GenerationAnswer(Response):
         shown: set[int] = set()
         answers = [self._echoed(index, joined(gathered[index]), shown) for index in range(len(self._job.choices))]
         body = self._format.whole(answers, self._run.usage)
-        await self._start(send, 200, _body_headers(body))
+        await writer.start_body(body)
         return body
 
     def _echoed(self, index: int, delta: Delta, shown: set[int]) -> Delta:
@@ -120,35 +114,6 @@ class GenerationAnswer(Response):
         shown.add(index)
         return Delta(echo + delta.text, delta.reports, delta.finish)
 
-    async def _fail(self, send: Send, error: ApiError) -> bytes:
+    async def _fail(self, writer: AnswerWriter, error: ApiError) -> bytes:
         self._outcome = error.detail.code or "internal_error"
-        if self._started:
-            return _frame(error.body())
-        await self._start(send, error.status, [*error.headers(), _length(error.body())])
-        return error.body()
-
-    async def _start(self, send: Send, status: int, headers: list[tuple[bytes, bytes]]) -> None:
-        self._started = True
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-
-
-async def _cancel_on_disconnect(receive: Receive, scope: trio.CancelScope) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    scope.cancel()
-
-
-async def _send_part(send: Send, part: bytes) -> None:
-    await send({"type": "http.response.body", "body": part, "more_body": True})
-
-
-def _frame(payload: bytes) -> bytes:
-    return b"data: " + payload + b"\n\n"
-
-
-def _body_headers(body: bytes) -> list[tuple[bytes, bytes]]:
-    return [(b"content-type", b"application/json"), _length(body)]
-
-
-def _length(body: bytes) -> tuple[bytes, bytes]:
-    return (b"content-length", str(len(body)).encode())
+        return await writer.fail(error)

@@ -72,7 +72,7 @@ class GenerationRun:
     async def _run(self, index: int, *, task_status: trio.TaskStatus[None]) -> None:
         admitted = False
         try:
-            with self._drain.generation():
+            with self._drain.work("generation"):
                 async with self._source.open(self._job.choices[index].request) as events:
                     admitted = True
                     task_status.started()

@@ -7,15 +7,15 @@ models: what depends on a tokenizer (ids, lengths) is checked in `prompts`.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
 from ...runtime.interface import SamplingParams
-from .openai_errors import ApiError, invalid_parameter, refused, unsupported_parameter
+from .openai_errors import invalid_parameter, unsupported_parameter
+from .request_json import decode_json
 
 CHOICES_MAX = 128
 """Sequences of one HTTP request: `n` times the number of prompts."""
@@ -172,16 +172,13 @@ _MESSAGE_HARMLESS: Mapping[str, tuple[object, ...]] = {
     "tool_call_id": (None,),
 }
 
-Request = TypeVar("Request", bound=GenerationFields)
 _CHAT_DECODER = msgspec.json.Decoder(ChatRequest)
 _COMPLETION_DECODER = msgspec.json.Decoder(CompletionRequest)
-_WHERE = re.compile(r"^(?P<what>.*?)(?: - at `\$\.?(?P<path>.*)`)?$", re.DOTALL)
-_FIELD = re.compile(r"^Object (?P<problem>contains unknown|missing required) field `(?P<name>.*)`$", re.DOTALL)
 
 
 def decode_chat(body: bytes) -> ChatRequest:
     """Read and check the body of a chat request. Raises `ApiError` (400) that names the parameter."""
-    request = _decode(_CHAT_DECODER, body)
+    request = decode_json(_CHAT_DECODER, body)
     _check_shared(request)
     _check_messages(request.messages)
     if request.top_logprobs is not None and not request.logprobs:
@@ -195,7 +192,7 @@ def decode_chat(body: bytes) -> ChatRequest:
 
 def decode_completion(body: bytes) -> CompletionRequest:
     """Read and check the body of a completion request. Raises `ApiError` (400) that names the parameter."""
-    request = _decode(_COMPLETION_DECODER, body)
+    request = decode_json(_COMPLETION_DECODER, body)
     _check_shared(request)
     if request.best_of not in {None, 1, request.n}:
         raise unsupported_parameter("best_of", "`best_of` is not supported yet; leave it out or make it equal to `n`.")
@@ -284,29 +281,3 @@ def _check_unsupported(fields: msgspec.Struct, table: Mapping[str, tuple[object,
     for name, harmless in table.items():
         if getattr(fields, name, None) not in harmless:
             raise unsupported_parameter(prefix + name)
-
-
-def _decode(decoder: msgspec.json.Decoder[Request], body: bytes) -> Request:
-    try:
-        return decoder.decode(body)
-    except msgspec.ValidationError as error:
-        raise _field_error(str(error)) from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise refused(400, "invalid_json", f"The body is not valid JSON in UTF-8: {error}.") from None
-    except RecursionError:
-        raise refused(400, "invalid_json", "The body is nested too deeply.") from None
-
-
-def _field_error(sentence: str) -> ApiError:
-    """Turn msgspec's "Expected `int`, got `str` - at `$.n`" into an error that names the parameter."""
-    where = _WHERE.match(sentence)
-    assert where is not None
-    path, what = where["path"] or "", where["what"]
-    field = _FIELD.match(what)
-    if field is None:
-        return invalid_parameter(path or None, f"`{path or 'body'}`: {what}.")
-    name = f"{path}.{field['name']}" if path else field["name"]
-    name = name[:NAME_CHARACTERS_MAX]
-    if field["problem"] == "missing required":
-        return invalid_parameter(name, f"`{name}` is missing.", "missing_required_parameter")
-    return invalid_parameter(name, f"`{name}` is not a parameter that FlexPipe knows; remove it.", "unknown_parameter")

@@ -10,6 +10,7 @@ import math
 import msgspec
 
 from ..generation import FailureKind, GenerationFailedError
+from ..refactor import RefactorFailed
 
 RETRY_AFTER_S = 1.0
 """What a client is told to wait where the source of tokens gave no hint."""
@@ -90,3 +91,18 @@ def generation_failed(error: GenerationFailedError) -> ApiError:
     status, kind, code = _FAILURES[error.kind]
     retry_after_s = error.retry_after_s if error.retry_after_s is not None else RETRY_AFTER_S
     return ApiError(status, ErrorDetail(error.sentence, kind, None, code), None if status == 400 else retry_after_s)
+
+
+def refactor_failed(failed: RefactorFailed) -> ApiError:
+    """The HTTP form of a refactoring that was refused or did not come off, where no event was sent before."""
+    code = f"refactor_{failed.reason}"
+    if failed.reason == "refused":
+        return refused(409, code, failed.sentence)
+    status = 409 if failed.reason == "aborted" else 503
+    return ApiError(status, ErrorDetail(failed.sentence, "server_error", None, code))
+
+
+def refactor_unsupported() -> ApiError:
+    """501: nothing here can change the pipeline's shape."""
+    sentence = "This server cannot refactor its pipeline; start one with `flexpipe serve`."
+    return ApiError(501, ErrorDetail(sentence, "server_error", None, "refactor_unsupported"))
