@@ -59,6 +59,11 @@ class SchedulerPort(Protocol):
 
     times: TokenTimes
 
+    @property
+    def epoch(self) -> int:
+        """The epoch that steps are planned for; -1 while there is none."""
+        ...
+
     def counts(self) -> SchedulerCounts:
         """A snapshot."""
         ...
@@ -115,11 +120,12 @@ class Coordinator:
         self._nursery: trio.Nursery | None = None
 
     async def run(self) -> Finish:
-        """Start the pipeline, or go on with what the machine was restored to, and keep it alive."""
+        """Start the pipeline, or go on where a coordinator before this one ended, and keep it alive. Raises `JournalError`."""
         async with trio.open_nursery() as self._nursery:
+            journal = await self._journal.read()
             self._pool.listener = self
             self._nursery.start_soon(self._write_journal)
-            self.handle(Start())
+            self.handle(Start(journal, self._pool.alive(), self._scheduler.epoch))
         assert self.finish is not None
         return self.finish
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .generation import FailureKind
-from .journal import JournalRecord
+from .journal import JournalRecord, JournalState
 from .messages import (
     Abort,
     Aborted,
@@ -36,7 +36,15 @@ FromWorker = (
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Bring the pipeline up."""
+    """Bring the pipeline up, or go on where a coordinator before this one ended.
+
+    ``journal`` is what that one wrote down, ``alive`` the workers that live, ``scheduler_epoch`` the epoch that steps are planned
+    for (-1: none).
+    """
+
+    journal: JournalState
+    alive: tuple[int, ...]
+    scheduler_epoch: int
 
 
 @dataclass(frozen=True, slots=True)

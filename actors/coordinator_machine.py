@@ -57,8 +57,8 @@ from .coordinator_events import (
     WorkerUp,
     WriteJournal,
 )
-from .journal import JournalRecord, RecordKind
-from .messages import Abort, HandoffFailed, Prepared, StageFailed
+from .journal import Committed, JournalRecord, RecordKind
+from .messages import Abort, HandoffFailed, Loaded, Prepared, StageFailed
 from .pipeline_spec import CoordinatorLimits, PipelineSpec
 from .refactor import Phase, RefactorRefusedError
 from .route import STRATEGIES, Route, RouteError, StagePlacement
@@ -146,11 +146,63 @@ class CoordinatorMachine:
 
     # --- beginning a change ---
 
-    def _start(self, _event: Start) -> list[Instruction]:
+    def _start(self, event: Start) -> list[Instruction]:
         if self.state is not PipelineState.IDLE:
             raise CoordinatorError(f"start came while the pipeline was {self.state.value}")
         self.reason = "the pipeline is starting"
-        return self._begin_cold("start", self.spec.stages)
+        self.highest_epoch = event.journal.highest_epoch
+        undecided = event.journal.undecided
+        aborted: list[Instruction] = []
+        if undecided is not None:
+            aborted = [_write("aborted", undecided.epoch, reason="the coordinator ended before it decided")]
+        if event.alive and event.journal.committed is not None:
+            return [*aborted, *self._go_on(event, event.journal.committed)]
+        self.workers = dict.fromkeys(event.alive, True)
+        self.next_worker = max(event.alive, default=-1) + 1
+        strays = self._retire(event.alive, kill=True, reason="no epoch that was decided needs this worker")
+        return [*aborted, *strays, *self._begin_cold("start", self.spec.stages)]
+
+    def _go_on(self, event: Start, committed: Committed) -> list[Instruction]:
+        """Take up what a coordinator before this one decided: its workers live, and may serve."""
+        self.route, self.kv_blocks = committed.route, committed.kv_blocks
+        self._wanted = committed.route.stages
+        self.workers = dict.fromkeys(event.alive, True)
+        self.next_worker = max(*event.alive, *self.route.workers) + 1
+        others = tuple(worker for worker in event.alive if worker not in self.route.workers)
+        undecided = event.journal.undecided
+        aborts: list[Instruction] = []
+        if undecided is not None:
+            reason = "the coordinator ended before it decided"
+            aborts = [TellWorker(worker, Abort(undecided.epoch, reason)) for worker in self.route.workers]
+            newcomers = tuple(worker for worker in others if worker in undecided.workers)
+            aborts.extend(self._retire(newcomers, kill=True, reason=reason))
+        is_live = committed.strategy in STRATEGIES and committed.strategy != "restart"
+        broken = any(worker not in self.workers for worker in self.route.workers)
+        idle = event.scheduler_epoch < 0 and (is_live or event.journal.released)
+        if broken or idle:
+            return [*aborts, *self._recover("the coordinator ended while the pipeline was broken")]
+        self.state = PipelineState.SERVING
+        self.reason = ""
+        # The workers tell their facts again, which the journal does not hold.
+        asks = [TellWorker(w, self.spec.prepare_message(self.route, s)) for s, w in enumerate(self.route.workers)]
+        return [*aborts, *asks, *([] if event.journal.released else self._finish_switch(committed, others, is_live))]
+
+    def _finish_switch(self, committed: Committed, others: tuple[int, ...], is_live: bool) -> list[Instruction]:
+        """Drive a decided epoch to its end. Everything told here may have been told before."""
+        base = None
+        if is_live:
+            leaving = tuple(StagePlacement(w, 0, 0, "", 1) for w in others if w in self.workers)
+            base = Route(self.route.epoch, leaving)
+        change = self.change = Change(self.route, committed.strategy, base, kv_blocks=committed.kv_blocks)
+        tell: Instruction = BringUp(self.route, committed.kv_blocks)
+        if is_live:
+            reprefill = committed.strategy == "recompute"
+            tell = SwitchOver(self.route, change.leaving, committed.kv_blocks, reprefill)
+        timers = [
+            SetTimer("resend", change.epoch, self.limits.resend_s),
+            SetTimer("switch", change.epoch, self.limits.switch_s_max),
+        ]
+        return [tell, *timers, *self._enter(change, ChangePhase.SWITCHING)]
 
     def _refactor(self, event: Refactor) -> list[Instruction]:
         if self.state is not PipelineState.SERVING:
@@ -255,6 +307,8 @@ class CoordinatorMachine:
         message, change = event.message, self.change
         if isinstance(message, StageFailed):
             return self._stage_failed(message)
+        if isinstance(message, Loaded) and message.epoch == self.epoch and message.worker in self.route.workers:
+            self.facts[message.worker] = message.facts  # told again to a coordinator that started anew
         if change is None or message.epoch != change.epoch:
             return []
         if isinstance(message, HandoffFailed):
