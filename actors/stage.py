@@ -48,6 +48,7 @@ from .stage_events import (
     DropStale,
     Emit,
     EpochFailed,
+    EpochInstruction,
     EpochOpened,
     Event,
     ForgetPages,
@@ -171,6 +172,16 @@ class StageActor:
             case Tell(message):
                 self._log_told(message)
                 await self._tell(message)
+            case DropStale(what, epoch, step):
+                self._log.emit("stale_dropped", what=what, epoch=epoch, step=step)
+            case Leave(reason):
+                self._start(self._leave_in_order, reason)
+            case _:
+                await self._change_epochs(instruction)
+
+    async def _change_epochs(self, instruction: EpochInstruction) -> None:
+        """What brings epochs about and ends them."""
+        match instruction:
             case StartLoading(prepare):
                 self._start(self._load, prepare)
             case OpenEpoch(opened, stage):
@@ -187,10 +198,6 @@ class StageActor:
                 self._start(self._keep_only, atoms)
             case ForgetPages():
                 self.pages.forget()
-            case DropStale(what, epoch, step):
-                self._log.emit("stale_dropped", what=what, epoch=epoch, step=step)
-            case Leave(reason):
-                self._start(self._leave_in_order, reason)
 
     async def _load(self, prepare: Prepare) -> None:
         self._log.emit(

@@ -178,16 +178,5 @@ class Leave:
     reason: str
 
 
-Instruction = (
-    Tell
-    | StartLoading
-    | OpenEpoch
-    | CutHandoff
-    | CloseEpochs
-    | KeepOnly
-    | ForgetPages
-    | RunStep
-    | Emit
-    | DropStale
-    | Leave
-)
+EpochInstruction = StartLoading | OpenEpoch | CutHandoff | CloseEpochs | KeepOnly | ForgetPages
+Instruction = EpochInstruction | Tell | RunStep | Emit | DropStale | Leave
