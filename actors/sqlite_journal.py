@@ -1,33 +1,55 @@
 """The journal on disk: SQLite with a write-ahead log, every record flushed to the disk before its write returns.
 
-One process at a time: a second one is refused when it opens the file.
+One process at a time: a second one is refused when it opens the file. The file is bounded: records of old epochs give way
+to the state that they add up to.
 """
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Self
 
 import msgspec
 import trio
 
-from .journal import JournalError, JournalRecord, JournalState, fold
+from .journal import NOTHING, JournalError, JournalRecord, JournalState, fold, follow
 
 SCHEMA_VERSION = 1
-RECORDS_KEPT_MAX = 10_000
-"""Records kept for people; older ones of finished epochs are removed. A change writes three, of some hundred bytes each."""
-_CREATE = "CREATE TABLE IF NOT EXISTS record (place INTEGER PRIMARY KEY, epoch INTEGER, kind TEXT, body BLOB, UNIQUE (epoch, kind))"
+EPOCHS_KEPT_MAX = 1_000
+"""Epochs whose records stay, for people. An epoch takes three records; the largest, a route of 64 stages, has some 8 KiB."""
+
+_CREATE = (
+    "CREATE TABLE IF NOT EXISTS record (place INTEGER PRIMARY KEY, epoch INTEGER, body BLOB)",
+    "CREATE INDEX IF NOT EXISTS record_epoch ON record (epoch)",
+    "CREATE TABLE IF NOT EXISTS forgotten (place INTEGER PRIMARY KEY CHECK (place = 0), state BLOB)",
+)
+_REASONS = {
+    sqlite3.SQLITE_FULL: "the disk is full; make room and try again",
+    sqlite3.SQLITE_IOERR: "the disk failed or is full; make room, or use another folder",
+    sqlite3.SQLITE_BUSY: "another process uses it; stop that server, or use another folder",
+    sqlite3.SQLITE_LOCKED: "another process uses it; stop that server, or use another folder",
+    sqlite3.SQLITE_CANTOPEN: "its folder does not exist or may not be written to",
+    sqlite3.SQLITE_READONLY: "it may not be written to",
+    sqlite3.SQLITE_NOTADB: "it is another kind of file; remove it, or use another folder",
+    sqlite3.SQLITE_CORRUPT: "it is damaged; remove it, or use another folder",
+}
+"""What SQLite's primary error codes mean to people."""
 
 
 class SqliteJournal:
-    """See `journal.Journal`."""
+    """See `journal.Journal`.
 
-    def __init__(self, database: sqlite3.Connection, path: Path) -> None:
+    One exception to "not at all": where the disk fails to flush, and the process ends before the next write, the record may
+    be found later.
+    """
+
+    def __init__(self, database: sqlite3.Connection, path: Path, state: JournalState) -> None:
         self._database = database
         self._path = path
+        self._state = state
         self._turn = trio.Lock()
 
     @classmethod
@@ -35,13 +57,14 @@ class SqliteJournal:
     async def open(cls, path: Path, *, pages_max: int | None = None) -> AsyncIterator[Self]:
         """The journal in the file ``path``, made where there is none. ``pages_max`` bounds it, in pages of 4 KiB.
 
-        Raises `JournalError` where it cannot be had: in use by another process, of another version, no room.
+        Raises `JournalError` where it cannot be had: in use by another process, of another version, damaged, no room.
         """
-        database = await trio.to_thread.run_sync(_open, path, pages_max)
+        database, state = await trio.to_thread.run_sync(_open, path, pages_max)
         try:
-            yield cls(database, path)
+            yield cls(database, path, state)
         finally:
-            database.close()
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(database.close)
 
     async def write(self, record: JournalRecord) -> None:
         """See `Journal.write`."""
@@ -50,61 +73,79 @@ class SqliteJournal:
                 await trio.to_thread.run_sync(self._write, record)
 
     async def read(self) -> JournalState:
-        """See `Journal.read`."""
+        """See `Journal.read`. Nobody else writes, so this is what was found at first and what was written since."""
         async with self._turn:
-            with trio.CancelScope(shield=True):
-                return fold(await trio.to_thread.run_sync(self._records))
+            return self._state
 
     def _write(self, record: JournalRecord) -> None:
-        known = self._records()
-        if record in known:
-            return
-        fold([*known, record])
-        body = msgspec.msgpack.encode(record)
-        try:
+        with _in_words(self._path, "written"):
+            if record in _records(self._database, "WHERE epoch = ?", record.epoch):
+                return
+            state = follow(self._state, record)
             with self._database:
-                self._database.execute(
-                    "INSERT INTO record (epoch, kind, body) VALUES (?, ?, ?)", (record.epoch, record.kind, body)
-                )
-        except sqlite3.Error as error:
-            raise JournalError(f"the journal {self._path} cannot be written: {error}") from error
-        if record.kind == "released" and len(known) >= RECORDS_KEPT_MAX:
-            self._forget_before(record.epoch)
+                body = msgspec.msgpack.encode(record)
+                self._database.execute("INSERT INTO record (epoch, body) VALUES (?, ?)", (record.epoch, body))
+                self._forget_before(record.epoch - EPOCHS_KEPT_MAX)
+            self._state = state
 
     def _forget_before(self, epoch: int) -> None:
-        """Keep what a coordinator that starts anew needs; the rest was for people."""
-        with self._database:
-            self._database.execute("DELETE FROM record WHERE epoch < ?", (epoch,))
+        """Put what the oldest records add up to in their place. Part of a transaction."""
+        (first_kept,) = self._database.execute("SELECT min(place) FROM record WHERE epoch > ?", (epoch,)).fetchone()
+        old = _records(self._database, "WHERE place < ?", first_kept)
+        if old:
+            state = msgspec.msgpack.encode(fold(old, _forgotten(self._database)))
+            self._database.execute("INSERT OR REPLACE INTO forgotten (place, state) VALUES (0, ?)", (state,))
+            self._database.execute("DELETE FROM record WHERE place < ?", (first_kept,))
 
-    def _records(self) -> list[JournalRecord]:
+
+def _open(path: Path, pages_max: int | None) -> tuple[sqlite3.Connection, JournalState]:
+    with _in_words(path, "opened"):
+        # Calls come one after another, from whichever thread trio lends.
+        database = sqlite3.connect(path, timeout=0.0, check_same_thread=False)
         try:
-            rows = self._database.execute("SELECT body FROM record ORDER BY place").fetchall()
-            return [msgspec.msgpack.decode(body, type=JournalRecord) for (body,) in rows]
-        except (sqlite3.Error, msgspec.MsgspecError) as error:
-            raise JournalError(f"the journal {self._path} cannot be read: {error}") from error
+            database.execute("PRAGMA locking_mode = EXCLUSIVE")
+            database.execute("PRAGMA journal_mode = WAL")
+            database.execute("PRAGMA synchronous = FULL")
+            if pages_max is not None:
+                database.execute(f"PRAGMA max_page_count = {pages_max}")
+            _prepare_schema(database, path)
+            return database, fold(_records(database, ""), _forgotten(database))
+        except BaseException:
+            with suppress(sqlite3.Error):
+                database.close()
+            raise
 
 
-def _open(path: Path, pages_max: int | None) -> sqlite3.Connection:
-    try:
-        # Every call goes through one lock, from whichever thread trio lends.
-        database = sqlite3.connect(path, timeout=1.0, check_same_thread=False)
-        database.execute("PRAGMA locking_mode = EXCLUSIVE")
-        database.execute("PRAGMA journal_mode = WAL")
-        database.execute("PRAGMA synchronous = FULL")
-        if pages_max is not None:
-            database.execute(f"PRAGMA max_page_count = {pages_max}")
-        _check_version(database, path)
-        with database:
-            database.execute(_CREATE)
-            database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-    except sqlite3.Error as error:
-        raise JournalError(f"the journal {path} cannot be opened: {error}; another server may be using it") from error
-    return database
-
-
-def _check_version(database: sqlite3.Connection, path: Path) -> None:
+def _prepare_schema(database: sqlite3.Connection, path: Path) -> None:
     (version,) = database.execute("PRAGMA user_version").fetchone()
     if version not in (0, SCHEMA_VERSION):
         raise JournalError(
             f"the journal {path} has schema version {version}, this build reads {SCHEMA_VERSION}: use another folder"
         )
+    with database:
+        database.execute("BEGIN IMMEDIATE")
+        for statement in _CREATE:
+            database.execute(statement)
+        database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+
+def _records(database: sqlite3.Connection, which: str, *values: int | None) -> list[JournalRecord]:
+    rows = database.execute(f"SELECT body FROM record {which} ORDER BY place", values)  # noqa: S608 - our own text
+    return [msgspec.msgpack.decode(body, type=JournalRecord) for (body,) in rows]
+
+
+def _forgotten(database: sqlite3.Connection) -> JournalState:
+    row = database.execute("SELECT state FROM forgotten").fetchone()
+    return NOTHING if row is None else msgspec.msgpack.decode(row[0], type=JournalState)
+
+
+@contextmanager
+def _in_words(path: Path, deed: str) -> Iterator[None]:
+    """Turn what can go wrong with a database into `JournalError`."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        reason = _REASONS.get(getattr(error, "sqlite_errorcode", 0) & 0xFF, str(error))
+        raise JournalError(f"the journal {path} cannot be {deed}: {reason}") from error
+    except msgspec.MsgspecError as error:
+        raise JournalError(f"the journal {path} cannot be {deed}: a record is not of this version ({error})") from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import trio
 
-from ..actors.journal import JournalError, JournalRecord, JournalState, fold
+from ..actors.journal import JournalError, JournalRecord, JournalState, RecordKind, fold
 
 
 class MemoryJournal:
@@ -13,7 +13,12 @@ class MemoryJournal:
     def __init__(self, *, write_s: float = 0.0) -> None:
         self.records: list[JournalRecord] = []
         self.full = False
+        self._failing: set[RecordKind] = set()
         self._write_s = write_s
+
+    def fail_next(self, kind: RecordKind) -> None:
+        """Let the disk be full for the next record of this kind."""
+        self._failing.add(kind)
 
     async def write(self, record: JournalRecord) -> None:
         """See `Journal.write`."""
@@ -21,9 +26,10 @@ class MemoryJournal:
             await trio.sleep(self._write_s)
         if record in self.records:
             return
-        if self.full:
-            raise JournalError("the journal cannot be written: database or disk is full")
         fold([*self.records, record])
+        if self.full or record.kind in self._failing:
+            self._failing.discard(record.kind)
+            raise JournalError("the journal in memory cannot be written: the disk is full; make room and try again")
         self.records.append(record)
 
     async def read(self) -> JournalState:
