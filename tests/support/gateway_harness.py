@@ -22,10 +22,13 @@ HANG_S = 30
 
 
 class Harness:
-    """What a test needs: ``source``, ``url``, ``shutdown``, ``stopped``, ``log_events()``, ``http()`` and ``raw()``."""
+    """What a test needs: ``source``, ``refactorer``, ``url``,
+    ``shutdown``, ``stopped``, ``log_events()``, ``http()``, ``raw()``.
+    """
 
-    def __init__(self, source, address, shutdown, stopped, log):
+    def __init__(self, source, refactorer, address, shutdown, stopped, log):
         self.source = source
+        self.refactorer = refactorer
         self.host, port = address.rsplit(":", 1)
         self.port = int(port)
         self.url = f"http://{address}"
@@ -59,11 +62,11 @@ class Harness:
 
 
 @asynccontextmanager
-async def running_gateway(source=None, config=None, limits=None):
+async def running_gateway(source=None, config=None, limits=None, refactorer=None):
     source = source or ToyTokenSource()
     text = io.StringIO()
     log = EventLog(text)
-    app = make_app(source, ToyTokenizer(), ToyTextStream, MODEL, config or GatewayConfig(), log)
+    app = make_app(source, ToyTokenizer(), ToyTextStream, MODEL, config or GatewayConfig(), log, refactorer)
     shutdown, stopped = trio.Event(), trio.Event()
 
     async def run_server(*, task_status):
@@ -73,8 +76,10 @@ async def running_gateway(source=None, config=None, limits=None):
     with trio.fail_after(HANG_S):
         async with trio.open_nursery() as nursery:
             await nursery.start(source.run)
+            if refactorer is not None:
+                await nursery.start(refactorer.run)
             (address,) = await nursery.start(run_server)
-            harness = Harness(source, address, shutdown, stopped, text)
+            harness = Harness(source, refactorer, address, shutdown, stopped, text)
             try:
                 yield harness
             finally:
