@@ -6,6 +6,7 @@ For what OpenAI's API has beyond one text per request (`n`, log-probabilities), 
     with flexpipe.Client() as client:
         for text in client.chat("Tell me a story.", stream=True, max_tokens=100):
             print(text, end="", flush=True)
+        print(client.refactor(stages=4).wait())
 """
 
 from __future__ import annotations
@@ -24,20 +25,22 @@ from .client_messages import (
     Message,
     Model,
     Readiness,
+    RefactorOptions,
     chat_body,
     completion_body,
     read_completion,
     read_models,
     read_readiness,
+    refactor_body,
 )
-from .client_streams import AsyncTextStream, TextStream, connection_errors
+from .client_streams import AsyncRefactoring, AsyncTextStream, Refactoring, TextStream, connection_errors
 
 URL_DEFAULT = "http://127.0.0.1:8000"
 CONNECT_S_MAX = 5.0
 SILENCE_S_MAX = 600.0
 """How long an answer, or the next part of a stream, may take: a queue and a long prompt come before the first token."""
 
-CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+CHAT, COMPLETIONS, REFACTOR = "/v1/chat/completions", "/v1/completions", "/flexpipe/v1/refactor"
 
 
 class Client:
@@ -72,7 +75,7 @@ class Client:
     ) -> Completion | TextStream:
         """Answer a conversation (a text alone is one message of the user)."""
         body = chat_body(self._served_model(), messages, options, stream=stream)
-        return self._stream(CHAT, body) if stream else read_completion(self._post(CHAT, body))
+        return TextStream(self._open(CHAT, body)) if stream else read_completion(self._post(CHAT, body))
 
     @overload
     def complete(
@@ -89,7 +92,11 @@ class Client:
     ) -> Completion | TextStream:
         """Continue a text or token ids, without a chat template."""
         body = completion_body(self._served_model(), prompt, options, stream=stream)
-        return self._stream(COMPLETIONS, body) if stream else read_completion(self._post(COMPLETIONS, body))
+        return TextStream(self._open(COMPLETIONS, body)) if stream else read_completion(self._post(COMPLETIONS, body))
+
+    def refactor(self, **options: Unpack[RefactorOptions]) -> Refactoring:
+        """Change the pipeline while it serves; iterate for progress, or `wait` for the report. Raises `RefactorError`."""
+        return Refactoring(self._open(REFACTOR, refactor_body(options)))
 
     def models(self) -> list[Model]:
         """The served models."""
@@ -129,14 +136,14 @@ class Client:
         with connection_errors():
             return _readable(self._http.post(path, content=body))
 
-    def _stream(self, path: str, body: bytes) -> TextStream:
+    def _open(self, path: str, body: bytes) -> httpx.Response:
         with connection_errors():
             response = self._http.send(self._http.build_request("POST", path, content=body), stream=True)
             if not response.is_success:
                 response.read()
                 response.close()
                 _readable(response)
-        return TextStream(response)
+        return response
 
 
 class AsyncClient:
@@ -168,7 +175,9 @@ class AsyncClient:
     ) -> Completion | AsyncTextStream:
         """Answer a conversation (a text alone is one message of the user)."""
         body = chat_body(await self._served_model(), messages, options, stream=stream)
-        return await self._stream(CHAT, body) if stream else read_completion(await self._post(CHAT, body))
+        if stream:
+            return AsyncTextStream(await self._open(CHAT, body))
+        return read_completion(await self._post(CHAT, body))
 
     @overload
     async def complete(
@@ -185,7 +194,13 @@ class AsyncClient:
     ) -> Completion | AsyncTextStream:
         """Continue a text or token ids, without a chat template."""
         body = completion_body(await self._served_model(), prompt, options, stream=stream)
-        return await self._stream(COMPLETIONS, body) if stream else read_completion(await self._post(COMPLETIONS, body))
+        if stream:
+            return AsyncTextStream(await self._open(COMPLETIONS, body))
+        return read_completion(await self._post(COMPLETIONS, body))
+
+    async def refactor(self, **options: Unpack[RefactorOptions]) -> AsyncRefactoring:
+        """Change the pipeline while it serves; iterate for progress, or `wait` for the report. Raises `RefactorError`."""
+        return AsyncRefactoring(await self._open(REFACTOR, refactor_body(options)))
 
     async def models(self) -> list[Model]:
         """The served models."""
@@ -225,14 +240,14 @@ class AsyncClient:
         with connection_errors():
             return _readable(await self._http.post(path, content=body))
 
-    async def _stream(self, path: str, body: bytes) -> AsyncTextStream:
+    async def _open(self, path: str, body: bytes) -> httpx.Response:
         with connection_errors():
             response = await self._http.send(self._http.build_request("POST", path, content=body), stream=True)
             if not response.is_success:
                 await response.aread()
                 await response.aclose()
                 _readable(response)
-        return AsyncTextStream(response)
+        return response
 
 
 def _headers(api_key: str | None) -> dict[str, str]:

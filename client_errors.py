@@ -62,6 +62,27 @@ class StreamInterruptedError(FlexPipeError):
     """A stream ended before the answer did; what came before is in the stream's ``text``."""
 
 
+class RefactorError(FlexPipeError):
+    """A refactoring did not come off. Its kinds say what serves now."""
+
+
+class RefactorRefusedError(RefactorError):
+    """It cannot be carried out as asked, or another one runs; nothing was changed."""
+
+
+class RefactorAbortedError(RefactorError):
+    """It was broken off before its decision; the stages of before serve on."""
+
+
+class RefactorRecoveredError(RefactorError):
+    """A stage died after the decision: the new stages are brought up again, and go on with every request."""
+
+
+_BY_CODE: dict[str | None, type[FlexPipeError]] = {
+    "refactor_refused": RefactorRefusedError,
+    "refactor_aborted": RefactorAbortedError,
+    "refactor_recovered": RefactorRecoveredError,
+}
 _BY_STATUS: dict[int, type[FlexPipeError]] = {
     401: AuthenticationError,
     404: NotFoundError,
@@ -88,7 +109,8 @@ def error_of_answer(status: int, body: bytes, retry_after: str | None, request_i
         detail = msgspec.json.decode(body, type=_ErrorBody).error
     except (msgspec.DecodeError, UnicodeDecodeError):
         detail = ErrorDetail(f"The server answered with HTTP status {status}.")
-    error = _BY_STATUS.get(status, ServerError if status >= 500 else InvalidRequestError)
+    by_status = _BY_STATUS.get(status, ServerError if status >= 500 else InvalidRequestError)
+    error = _BY_CODE.get(detail.code, by_status)
     retry_after_s = float(retry_after) if retry_after is not None and retry_after.isdecimal() else None
     return error(
         detail.message,
@@ -98,3 +120,8 @@ def error_of_answer(status: int, body: bytes, retry_after: str | None, request_i
         retry_after_s=retry_after_s,
         request_id=request_id,
     )
+
+
+def refactor_error(code: str, sentence: str) -> FlexPipeError:
+    """The error of a refactoring that failed after its answer had begun."""
+    return _BY_CODE.get(code, RefactorError)(sentence, code=code)

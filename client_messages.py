@@ -1,20 +1,14 @@
-"""What the SDK says and hears: request bodies, answers, and a stream's bytes turned into text.
+"""What the SDK says and hears: request bodies, and answers that come whole.
 
 Pure: it opens no connection and imports neither torch nor an event loop, so both clients share it.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
 import msgspec
-
-from .client_errors import ErrorDetail, StreamInterruptedError
-
-FRAME_BYTES_MAX = 16 * 1024 * 1024
-"""One server-sent event; more is not from FlexPipe."""
 
 Message = Mapping[str, str]
 """A chat message: ``{"role": "user", "content": "Hello"}``."""
@@ -35,6 +29,22 @@ class GenerationOptions(TypedDict, total=False):
     stop: str | Sequence[str]
     stop_token_ids: Sequence[int]
     ignore_eos: bool
+
+
+class RefactorOptions(TypedDict, total=False):
+    """What the pipeline shall look like: exactly one of the first four; and how to get there.
+
+    ``partition`` is "7,9,8,6" (decoder layers per stage) or "0:15,15:33" (atoms), ``move`` "12-17:cpu:3" (layers 12 to 17 to that
+    device). ``strategy`` is "precopy" (the default), "stop-copy", "recompute" or "restart". ``allow_preempt`` lets requests begin
+    anew whose KV would not fit any more, where the change would be refused otherwise.
+    """
+
+    stages: int
+    partition: str
+    move: str
+    replicas: int
+    strategy: str
+    allow_preempt: bool
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -82,6 +92,11 @@ def completion_body(model: str, prompt: str | Sequence[int], options: Generation
     return _body({"model": model, "prompt": prompt}, options, stream=stream)
 
 
+def refactor_body(options: RefactorOptions) -> bytes:
+    """The body of a refactoring."""
+    return msgspec.json.encode(options)
+
+
 def _body(fields: dict[str, Any], options: GenerationOptions, *, stream: bool) -> bytes:
     streaming = {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
     return msgspec.json.encode({**fields, **options, **streaming})
@@ -91,7 +106,7 @@ class _Text(msgspec.Struct, frozen=True):
     content: str | None = None
 
 
-class _Choice(msgspec.Struct, frozen=True):
+class Choice(msgspec.Struct, frozen=True):
     """A choice of either endpoint, whole or a chunk of a stream."""
 
     text: str | None = None
@@ -101,20 +116,15 @@ class _Choice(msgspec.Struct, frozen=True):
 
     @property
     def shown(self) -> str:
+        """Its text, "" where it has none."""
         holder = self.message or self.delta
         return (holder.content if holder is not None else self.text) or ""
 
 
 class _Answer(msgspec.Struct, frozen=True):
     id: str
-    choices: list[_Choice]
+    choices: list[Choice]
     usage: Usage
-
-
-class _Frame(msgspec.Struct, frozen=True):
-    choices: list[_Choice] = []
-    usage: Usage | None = None
-    error: ErrorDetail | None = None
 
 
 class _Models(msgspec.Struct, frozen=True):
@@ -136,65 +146,3 @@ def read_models(body: bytes) -> list[Model]:
 def read_readiness(body: bytes) -> Readiness:
     """The answer of /ready."""
     return msgspec.json.decode(body, type=Readiness)
-
-
-class StreamState:
-    """A stream so far: bytes in, texts out.
-
-    Frames are split by bytes and not by lines of text, for a text may hold what Unicode calls the end of a line.
-    """
-
-    def __init__(self) -> None:
-        self.text = ""
-        self.usage: Usage | None = None
-        self.finish_reason: str | None = None
-        self._texts: deque[str] = deque()
-        self._unread = bytearray()
-        self._done = False
-        self._ended = False
-        self._failure: StreamInterruptedError | None = None
-
-    @property
-    def has_news(self) -> bool:
-        """Whether `take` has something to say without more bytes."""
-        return bool(self._texts) or self._failure is not None or self._ended
-
-    def feed(self, part: bytes | None) -> None:
-        """Take bytes as they come, None where no more come."""
-        if part is None:
-            self._ended = True
-            if not self._done:
-                self._fail("The connection ended before the answer did.")
-            return
-        self._unread += part
-        *frames, self._unread = self._unread.split(b"\n\n")
-        if len(self._unread) > FRAME_BYTES_MAX:
-            self._fail(f"The server sent an event of over {FRAME_BYTES_MAX} bytes.")
-        for frame in frames:
-            self._read(bytes(frame))
-
-    def take(self) -> str | None:
-        """The next text, None at the end. Raises `StreamInterruptedError` after the last text where there was one."""
-        if self._texts:
-            return self._texts.popleft()
-        if self._failure is not None:
-            raise self._failure
-        return None
-
-    def _read(self, frame: bytes) -> None:
-        payload = frame.removeprefix(b"data: ")
-        if payload == b"[DONE]":
-            self._done = True
-            return
-        read = msgspec.json.decode(payload, type=_Frame)
-        if read.error is not None:
-            self._fail(read.error.message, read.error.code)
-        self.usage = read.usage or self.usage
-        for choice in read.choices:
-            self.finish_reason = choice.finish_reason or self.finish_reason
-            if choice.shown:
-                self.text += choice.shown
-                self._texts.append(choice.shown)
-
-    def _fail(self, sentence: str, code: str | None = None) -> None:
-        self._failure = self._failure or StreamInterruptedError(sentence, code=code)

@@ -22,7 +22,8 @@ from flexpipe.client_errors import (
     UnavailableError,
     error_of_answer,
 )
-from flexpipe.client_messages import StreamState, Usage
+from flexpipe.client_events import TextReader
+from flexpipe.client_messages import Usage
 from gateway_harness import MODEL, running_gateway
 from toy_token_source import ToyTokenSource
 
@@ -204,7 +205,7 @@ FRAMES = (
 
 @pytest.mark.parametrize("part_bytes", [1, 7, 1000])
 def test_a_stream_reads_the_same_however_its_bytes_arrive(part_bytes):
-    state = StreamState()
+    state = TextReader()
     for start in range(0, len(FRAMES), part_bytes):
         state.feed(FRAMES[start : start + part_bytes])
     state.feed(None)
@@ -213,7 +214,7 @@ def test_a_stream_reads_the_same_however_its_bytes_arrive(part_bytes):
 
 
 def test_a_stream_without_done_is_interrupted_after_its_texts():
-    state = StreamState()
+    state = TextReader()
     state.feed(FRAMES[: FRAMES.index(b"data: [DONE]")])
     state.feed(None)
     assert [state.take(), state.take()] == ["a", "b"]
