@@ -38,7 +38,7 @@ from .handoff_machine import (
     StepEnded,
     Vote,
 )
-from .messages import CopyTotals, Open, PageRun, PagesEnd, Transfer
+from .messages import CopyTotals, Open, PageRun, PagesEnd, PagesWelcome, Transfer
 from .page_ledger import PageLedger
 from .page_link import ArrivedRun, PageReceiver, PageSender
 
@@ -70,6 +70,7 @@ class _Way:
     sender: PageSender
     jobs: trio.MemorySendChannel[SendRun | SendEnd]
     jobs_receiver: trio.MemoryReceiveChannel[SendRun | SendEnd]
+    welcome: trio.Event
 
 
 class Handoff:
@@ -105,7 +106,7 @@ class Handoff:
             else:
                 bytes_max = max(self._limits.run_bytes_max, *transfer.page_bytes)
                 sender = await PageSender.connect(transport, transfer.address, name=name, run_bytes_max=bytes_max)
-                self._ways[place] = _Way(sender, *trio.open_memory_channel[SendRun | SendEnd](1))
+                self._ways[place] = _Way(sender, *trio.open_memory_channel[SendRun | SendEnd](1), trio.Event())
 
     async def run(self) -> None:
         """Hand over until cancelled."""
@@ -143,6 +144,7 @@ class Handoff:
             await self._handle(LinkBroke(place, f"{_name(self._opened.transfers[place])}: {error}"))
 
     async def _give(self, place: int, way: _Way) -> None:
+        await way.welcome.wait()
         async for job in way.jobs_receiver:
             if isinstance(job, SendEnd):
                 await way.sender.send_end(self._opened.epoch)
@@ -170,10 +172,14 @@ class Handoff:
 
     async def _hear_refusals(self, place: int, way: _Way) -> None:
         while True:
-            refusal = await way.sender.receive()
-            await self._handle(RunRefused(place, refusal))
+            message = await way.sender.receive()
+            if isinstance(message, PagesWelcome):
+                way.welcome.set()
+            else:
+                await self._handle(RunRefused(place, message))
 
     async def _take(self, place: int, receiver: PageReceiver) -> None:
+        await receiver.welcome(self._opened.epoch)
         while True:
             arrived = await receiver.receive()
             if isinstance(arrived, PagesEnd):

@@ -295,6 +295,12 @@ class PagesEnd(Message, frozen=True, tag=True):
     epoch: int
 
 
+class PagesWelcome(Message, frozen=True, tag=True):
+    """Acquirer → donor, once, when its end and the ring beside it are there: pages may be sent."""
+
+    epoch: int
+
+
 class PagesRefused(Message, frozen=True, tag=True):
     """Acquirer → donor: a `PageRun` was not what was agreed; ``sentence`` says why. The donor sends those pages again."""
 
@@ -320,10 +326,11 @@ FromStage = (
     | StepResult
 )
 ToAcquirer = PageRun | PagesEnd
+ToDonor = PagesWelcome | PagesRefused
 
 TO_STAGE: Codec[ToStage] = Codec(ToStage)
 FROM_STAGE: Codec[FromStage] = Codec(FromStage)
 ACTIVATION: Codec[Activation] = Codec(Activation)
 TO_ACQUIRER: Codec[ToAcquirer] = Codec(ToAcquirer)
-TO_DONOR: Codec[PagesRefused] = Codec(PagesRefused)
+TO_DONOR: Codec[ToDonor] = Codec(ToDonor)
 """One codec a conversation: each end accepts only what the other may say."""

@@ -12,7 +12,7 @@ import msgspec
 
 from ..transport.interface import Transport
 from .bulk_link import BulkReceiver, BulkSender, ring_path
-from .messages import TO_ACQUIRER, TO_DONOR, PageRun, PagesEnd, PagesRefused
+from .messages import TO_ACQUIRER, TO_DONOR, PageRun, PagesEnd, PagesRefused, PagesWelcome
 
 RING_SLOTS = 4
 """Runs that may lie in the ring at once; the donor waits for a free slot."""
@@ -57,8 +57,8 @@ class PageSender:
         """Say that all was sent. Raises `PeerLostError`."""
         await self._bulk.link.send([TO_ACQUIRER.encode(PagesEnd(epoch))])
 
-    async def receive(self) -> PagesRefused:
-        """The next refusal. Raises `PeerLostError`, `FrameError`."""
+    async def receive(self) -> PagesWelcome | PagesRefused:
+        """What the acquirer says: a welcome first, before which nothing may be sent. Raises `PeerLostError`, `FrameError`."""
         (payload,) = await self._bulk.link.receive()
         return TO_DONOR.decode(payload)
 
@@ -90,6 +90,10 @@ class PageReceiver:
     def release(self, run: PageRun) -> None:
         """The pages of ``run`` are in their places, or will not be."""
         self._bulk.release(run.slot)
+
+    async def welcome(self, epoch: int) -> None:
+        """Tell the donor that pages may come. Raises `PeerLostError`."""
+        await self._bulk.link.send([TO_DONOR.encode(PagesWelcome(epoch))])
 
     async def refuse(self, refusal: PagesRefused) -> None:
         """Tell the donor. Raises `PeerLostError`."""
