@@ -1,4 +1,4 @@
-"""The command line: `flexpipe serve | generate | chat | ps | plan | pull | doctor | bench`.
+"""The command line: `flexpipe serve | generate | chat | ps | refactor | plan | pull | doctor | bench`.
 
 Each command turns its arguments into calls and the outcome into text or JSON. Exit codes: 0 fine, 1 failed, 2 misused. Nothing
 heavy is imported before a command needs it, so `--help` and `ps` start in a fraction of a second.
@@ -9,9 +9,9 @@ from __future__ import annotations
 import json as jsonlib
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-from cyclopts import App, Parameter
+from cyclopts import App, Group, Parameter
 from cyclopts import config as sources
 
 from . import __version__
@@ -37,6 +37,8 @@ Settings = Annotated[ServeConfig, Parameter(name="*")]
 AsJson = Annotated[bool, Parameter(negative="", help="Print facts as JSON, for machines.")]
 Url = Annotated[str, Parameter(help="Address of the running server.")]
 ApiKey = Annotated[str | None, Parameter(help="Key of the running server, if it wants one.")]
+Strategy = Literal["precopy", "stop-copy", "recompute", "restart"]
+_SHAPE = Group("Shape (give exactly one)", sort_key=0)
 
 
 @app.command(config=[_ENVIRONMENT, _FILE])
@@ -151,6 +153,56 @@ def ps(*, url: Url = DEFAULT_URL, api_key: ApiKey = None, json: AsJson = False) 
     out.print(stage_table(status["stages"]))
     out.print(f"{status['running']} requests running, {status['waiting']} waiting", highlight=False)
     return 0
+
+
+@app.command(config=[])  # no FLEXPIPE_STAGES and the like: those are what a server is to start with
+def refactor(
+    model: str | None = None,
+    /,
+    *,
+    stages: Annotated[int | None, Parameter(group=_SHAPE)] = None,
+    partition: Annotated[str | None, Parameter(group=_SHAPE)] = None,
+    move: Annotated[str | None, Parameter(group=_SHAPE)] = None,
+    replicas: Annotated[int | None, Parameter(group=_SHAPE)] = None,
+    strategy: Strategy = "precopy",
+    allow_preempt: Annotated[bool, Parameter(negative="")] = False,
+    url: Annotated[str, Parameter(env_var="FLEXPIPE_URL")] = DEFAULT_URL,
+    api_key: Annotated[str | None, Parameter(env_var="FLEXPIPE_API_KEY")] = None,
+    json: AsJson = False,
+) -> int:
+    """Change the running server's pipeline while it serves, and report what it cost.
+
+    Ctrl-C stops the watching only; the change goes on.
+
+    Examples:
+        flexpipe refactor --stages 4
+        flexpipe refactor smollm2 --partition 7,9,8,6 --json
+        flexpipe refactor --move 12-17:cpu:3 --strategy stop-copy
+
+    Args:
+        model: The served model, to be sure that it is this server.
+        stages: Number of stages; the cut points with the least bottleneck are found.
+        partition: Decoder layers per stage, as 7,9,8,6; or atom ranges, as 0:15,15:33,33:62.
+        move: Decoder layers and the device they go to, as 12-17:cpu:3.
+        replicas: Number of pipelines.
+        strategy: How running requests get across: KV copied before the cut, at the cut, computed again, or all begun anew.
+        allow_preempt: Let requests begin anew whose KV would not fit any more, instead of refusing.
+        url: Address of the running server.
+        api_key: Key of the running server, if it wants one.
+        json: Print the report as JSON, for machines.
+    """
+    from .client_messages import RefactorOptions
+    from .commands.refactor import refactor_command
+
+    options = RefactorOptions(
+        stages=stages,
+        partition=partition,
+        move=move,
+        replicas=replicas,
+        strategy=strategy,
+        allow_preempt=allow_preempt,
+    )
+    return refactor_command(model, options, url, api_key, as_json=json)
 
 
 @app.command

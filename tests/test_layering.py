@@ -28,6 +28,7 @@ OURS = {
         "actors",
         "bench",
         "client",
+        "client_errors",
         "client_messages",
         "client_streams",
         "daemon",
