@@ -10,10 +10,24 @@ from .change import Change
 
 
 def blocks_of(change: Change, held: Mapping[int, StageFacts], blocks_now: int, blocks_max: int) -> int:
-    """The most blocks that fit every stage of ``change``, at most ``blocks_max``. Raises `NoRoomError`."""
+    """The most blocks that fit every stage of ``change``, at most ``blocks_max``. Raises `NoRoomError`.
+
+    ``held`` says what workers serve now, with ``blocks_now`` blocks.
+    """
     rooms = []
-    for worker in change.route.workers:
-        facts = change.facts(worker)
+    for stage in change.route.stages:
+        facts, before = change.facts(stage.worker), held.get(stage.worker)
         assert facts is not None
-        rooms.append(StageRoom(facts.memory_free_bytes, facts.kv_bytes_per_block))
+        there = () if before is None else before.layers
+        new = sum(size for layer, size in zip(facts.layers, facts.page_bytes, strict=True) if layer not in there)
+        memory = "host" if stage.device.startswith("cpu") else ""  # CPU workers of a node share its memory
+        rooms.append(
+            StageRoom(
+                memory_free_bytes=facts.memory_free_bytes,
+                new_bytes_per_block=new,
+                held_bytes_per_block=0 if before is None else before.kv_bytes_per_block,
+                blocks_held=blocks_now,
+                memory=memory,
+            )
+        )
     return kv_blocks(rooms, blocks_max)

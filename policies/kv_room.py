@@ -5,16 +5,29 @@ Pure: values in, values out.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class StageRoom:
-    """One stage's free memory after its weights, and what one block costs it. Bytes."""
+    """One stage's free memory after its weights, and what one block costs it. Bytes.
+
+    ``new_bytes_per_block`` is of layers that have no pages at the worker yet. ``held_bytes_per_block`` is of those that have,
+    ``blocks_held`` of them, whether the stage keeps these layers or is about to give them away: until it has, they lie beside
+    the new ones, are not free, and grow with them. Stages with the same ``memory`` draw on one; "" is one of its own.
+    """
 
     memory_free_bytes: int
-    kv_bytes_per_block: int
+    new_bytes_per_block: int
+    held_bytes_per_block: int = 0
+    blocks_held: int = 0
+    memory: str = ""
+
+    def needed_bytes(self, blocks: int) -> int:
+        """What ``blocks`` blocks take beside the pages that are here already. Never falls as ``blocks`` grows."""
+        return blocks * self.new_bytes_per_block + max(0, blocks - self.blocks_held) * self.held_bytes_per_block
 
 
 class NoRoomError(Exception):
@@ -24,15 +37,35 @@ class NoRoomError(Exception):
 def kv_blocks(stages: Sequence[StageRoom], blocks_max: int, blocks_min: int = 1) -> int:
     """The most blocks that fit every stage, at most ``blocks_max``. Raises `NoRoomError` where below ``blocks_min``."""
     fits = [blocks_max]
-    for index, room in enumerate(stages):
-        if room.kv_bytes_per_block == 0:
-            continue  # a stage of embeddings or the head alone keeps no KV
-        blocks = room.memory_free_bytes // room.kv_bytes_per_block
+    for places in _by_memory(stages):
+        sharing = [stages[place] for place in places]
+        free = min(room.memory_free_bytes for room in sharing)
+        blocks = _most(sharing, free, blocks_max)
         if blocks < blocks_min:
-            missing = blocks_min * room.kv_bytes_per_block - room.memory_free_bytes
-            raise NoRoomError(
-                f"stage {index} has room for {blocks} KV blocks and needs {blocks_min}: {missing / 2**20:.1f} MiB are missing; "
-                "use more stages, a larger device or a shorter context"
-            )
+            missing = sum(room.needed_bytes(blocks_min) for room in sharing) - free
+            raise NoRoomError(_sentence(places, blocks, blocks_min, missing))
         fits.append(blocks)
     return min(fits)
+
+
+def _most(sharing: Sequence[StageRoom], free: int, blocks_max: int) -> int:
+    """The most blocks, at most ``blocks_max``, that need no more than ``free`` bytes; none take any."""
+    counts = range(1, blocks_max + 1)
+    return bisect_right(counts, max(0, free), key=lambda count: sum(room.needed_bytes(count) for room in sharing))
+
+
+def _by_memory(stages: Sequence[StageRoom]) -> list[list[int]]:
+    """Places of the stages that draw on one memory, together."""
+    places: dict[str, list[int]] = {}
+    for place, stage in enumerate(stages):
+        places.setdefault(stage.memory or f"of stage {place}", []).append(place)
+    return list(places.values())
+
+
+def _sentence(places: Sequence[int], blocks: int, blocks_min: int, missing_bytes: int) -> str:
+    who = f"stage {places[0]} has" if len(places) == 1 else f"stages {', '.join(map(str, places))} have together"
+    needs = "needs" if len(places) == 1 else "need"
+    return (
+        f"{who} room for {blocks} KV blocks and {needs} {blocks_min}: {missing_bytes / 2**20:.1f} MiB are missing; "
+        "use more stages, a larger device or a shorter context"
+    )
