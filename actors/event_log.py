@@ -8,7 +8,7 @@ or output text is ever logged.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self, TextIO, cast
@@ -112,12 +112,15 @@ class LogFile:
 
 
 class EventLog:
-    """Writes catalogued events as JSON lines with wall-clock seconds, process name, and ids bound once."""
+    """Writes catalogued events as JSON lines with the clock's seconds (wall-clock ones), process name, and ids bound once."""
 
-    def __init__(self, stream: LogStream, **bound: object) -> None:
+    def __init__(self, stream: LogStream, *, clock: Callable[[], float] = time.time, **bound: object) -> None:
+        def add_time(_logger: Any, _method: str, event: structlog.types.EventDict) -> structlog.types.EventDict:
+            return {"time_s": round(clock(), 6), **event}
+
         self._logger = structlog.wrap_logger(
             structlog.WriteLogger(cast("TextIO", stream)),
-            processors=[_add_time, structlog.processors.JSONRenderer()],
+            processors=[add_time, structlog.processors.JSONRenderer()],
             wrapper_class=structlog.BoundLogger,
         ).bind(**bound)
 
@@ -129,7 +132,3 @@ class EventLog:
         if set(expected) != set(fields):
             raise EventCatalogueError(f"{event!r} has fields {sorted(fields)}, the catalogue says {sorted(expected)}")
         self._logger.msg(event, **fields)
-
-
-def _add_time(_logger: Any, _method: str, event: structlog.types.EventDict) -> structlog.types.EventDict:
-    return {"time_s": round(time.time(), 6), **event}
