@@ -40,8 +40,9 @@ from ..runtime.page_checksum import page_checksum
 Digests = npt.NDArray[np.uint64]
 PAGE_BYTES = BLOCK_TOKENS * 8
 """One digest a token."""
-WEIGHT_BYTES = 1 << 20
-"""Of one atom."""
+WEIGHT_BYTES = 4096
+"""Of one atom: as much as a few requests' pages, so that either may be what does not fit."""
+_ALL_BITS = (1 << 64) - 1
 _GARBAGE = np.uint64(0xDEAD_BEEF_DEAD_BEEF)
 """What a page holds before anything was written to it: a forgotten copy must show."""
 
@@ -223,6 +224,41 @@ def expected_tokens(model: ModelledModel, prompt: Sequence[int], params: Samplin
     return tokens[len(prompt) :]
 
 
+class FaultlessHistory:
+    """The tokens that a faultless pipeline makes after ``prompt``, one by one, for whoever checks them as they come.
+
+    Computes what `expected_tokens` does in plain integers and keeps each layer's sum, so that a token costs microseconds.
+    """
+
+    def __init__(self, model: ModelledModel, prompt: Sequence[int], params: SamplingParams) -> None:
+        self.tokens = list(prompt)
+        self._model = model
+        self._params = params
+        self._prompt_tokens = len(prompt)
+        self._read = [0] * model.layers
+        self._state = 0
+        for position, token in enumerate(prompt):
+            self._append(position, token)
+
+    def next(self) -> SampledToken:
+        """The next token."""
+        history = np.asarray(self.tokens, np.int32) if self._params.needs_history else None
+        row = SampleRow(self._params, len(self.tokens), history, self._prompt_tokens)
+        drawn = _draw(np.uint64(self._state), row, self._model)
+        self._append(len(self.tokens), drawn.token_id)
+        self.tokens.append(drawn.token_id)
+        return drawn
+
+    def _append(self, position: int, token: int) -> None:
+        state = _mix_one(token)
+        for layer in range(self._model.layers):
+            content = _mix_one(state ^ _mix_one((layer + 1) * 1_000_003 + position))
+            self._read[layer] = (self._read[layer] + content) & _ALL_BITS
+            state = _mix_one((state + self._read[layer]) & _ALL_BITS)
+            state = _mix_one(state ^ ((2 * layer + 1) * 0x9E37_79B9))
+        self._state = state
+
+
 def _content(layer: int, positions: npt.NDArray[np.int32], states: Digests) -> Digests:
     return _mix(states ^ _mix(np.uint64(layer + 1) * np.uint64(1_000_003) + positions.astype(np.uint64)))
 
@@ -251,3 +287,10 @@ def _mix(values: Digests) -> Digests:
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return mixed ^ (mixed >> np.uint64(31))
+
+
+def _mix_one(value: int) -> int:
+    """`_mix` of one value."""
+    value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9 & _ALL_BITS
+    value = (value ^ (value >> 27)) * 0x94D049BB133111EB & _ALL_BITS
+    return value ^ (value >> 31)

@@ -17,6 +17,7 @@ from ..actors.event_log import EventLog
 from ..actors.route import StagePlacement
 from ..actors.stage import StageActor
 from ..actors.worker_pool import CONTROL_LIMITS
+from ..transport.interface import Link, Transport
 from ..transport.memory import MemoryNetwork
 
 FIRST_PID = 100
@@ -74,13 +75,17 @@ class TaskLauncher:
         self._nursery.start_soon(self._live, process, worker, control_address)
         return process
 
+    def make_actor(self, worker: int, link: Link, transport: Transport, process: TaskProcess) -> StageActor:
+        """The actor that is to live in ``process``."""
+        log = EventLog(self._log, process=process.name, pid=process.pid)
+        return StageActor(worker, link, transport, self._make_engine(), log)
+
     async def _live(self, process: TaskProcess, worker: int, control_address: str) -> None:
         failed = False
         with process.scope:
             async with self._network.open(process.name) as transport:
                 link = await transport.connect(control_address, name="control", limits=CONTROL_LIMITS)
-                log = EventLog(self._log, process=process.name, pid=process.pid)
-                actor = self.actors[worker] = StageActor(worker, link, transport, self._make_engine(), log)
+                actor = self.actors[worker] = self.make_actor(worker, link, transport, process)
                 await actor.run()
                 failed = actor.failed
         del self.processes[worker]

@@ -2,10 +2,12 @@
 
 A link is reliable until lost, so the faults are those that a real connection lets through: *delay* (random, order kept), *loss*
 on the way below (a retransmission later, like TCP's: it shows as delay), a *cut* (frames stand still; heal it in time and they
-arrive late, else silence ends the link), a *crash* of a process (its connections end without a goodbye, after what was under
-way), and *corruption* (the next frame is damaged, the receiver's link ends in `FrameError`). Protocol and waiting are the ones
-real links use (`link_machine`, `link`); time is trio's, so a mock clock makes it virtual. Each direction of each link draws from
-its own generator, seeded by the network's seed and the link's address, so one link's traffic does not change another's luck.
+arrive late, else silence ends the link), a process that *hangs*, a *crash* of a process (its connections end without a goodbye,
+after what was under way), and *corruption* (the next frame is damaged, the receiver's link ends in `FrameError`). A frame never
+comes twice or out of order within a link: real connections see to that, and a link calls it garbage. Protocol and waiting are
+the ones real links use (`link_machine`, `link`); time is trio's, so a mock clock makes it virtual. Each direction of each link
+draws from its own generator, seeded by the network's seed and the link's address, so one link's traffic does not change
+another's luck.
 """
 
 from __future__ import annotations
@@ -56,6 +58,7 @@ class MemoryNetwork:
         self.weather = weather
         self._seed = seed
         self._cuts: set[tuple[str, str]] = set()
+        self._hung: set[str] = set()
         self._wires: dict[str, list[MemoryWire]] = {}
         self._waiting: dict[tuple[str, str], MemoryWire] = {}
         self._made: Counter[tuple[str, str]] = Counter()
@@ -79,8 +82,13 @@ class MemoryNetwork:
         for wire in self._wires.get(target, []):
             wire.arrivals.unpark_all()
 
+    def hang(self, process: str) -> None:
+        """Let nothing reach or leave a process, as if it were stopped, until it crashes."""
+        self._hung.add(process)
+
     def crash(self, process: str) -> None:
         """End a process's connections as kill -9 would. The caller cancels the tasks that played it."""
+        self._hung.discard(process)
         for wire in list(self._wires.get(process, [])):
             wire.hang_up()
 
@@ -92,7 +100,7 @@ class MemoryNetwork:
 
     def is_cut(self, source: str, target: str) -> bool:
         """Whether frames from one process to another stand still."""
-        return (source, target) in self._cuts
+        return (source, target) in self._cuts or source in self._hung or target in self._hung
 
     def make_wire(self, process: str, address: MemoryAddress, role: str) -> tuple[MemoryWire, int]:
         """A new end and its session number; the two roles at one address meet. Raises `AddressError` for a second of one role."""

@@ -1,0 +1,65 @@
+"""The model of an engine: what it promises the checkers of the simulated world."""
+
+import numpy as np
+import pytest
+from flexpipe.runtime.interface import EngineError, EngineSpec, OutOfMemoryError, SamplingParams
+from flexpipe.sim.modelled_engine import (
+    PAGE_BYTES,
+    WEIGHT_BYTES,
+    FaultlessHistory,
+    ModelledEngine,
+    ModelledModel,
+    ModelledSpeed,
+    expected_tokens,
+)
+
+MODEL = ModelledModel(layers=4, vocabulary=500)
+
+
+async def nobody(done, total):
+    pass
+
+
+@pytest.mark.parametrize(
+    "params", [SamplingParams(temperature=0.0), SamplingParams(seed=3, presence_penalty=0.5)], ids=["greedy", "varied"]
+)
+def test_the_history_token_by_token_is_the_one_computed_at_once(params):
+    history = FaultlessHistory(MODEL, range(9), params)
+    assert [history.next().token_id for _ in range(20)] == expected_tokens(MODEL, range(9), params, 20)
+
+
+async def test_new_pages_hold_garbage_and_kept_ones_what_they_held():
+    engine = ModelledEngine(MODEL)
+    await engine.load(EngineSpec("", ""), range(4), nobody)
+    await engine.reserve(2)
+    page = memoryview(bytearray(PAGE_BYTES))
+    await engine.gather_pages(0, np.array([1], np.int32), page)
+    assert bytes(page) != bytes(PAGE_BYTES)
+    content = memoryview(bytes(range(PAGE_BYTES)))
+    checksum = await engine.gather_pages(0, np.array([1], np.int32), memoryview(bytearray(PAGE_BYTES)))
+    assert not await engine.scatter_pages(0, np.array([1], np.int32), content, checksum)
+    assert await engine.scatter_pages(0, np.array([1], np.int32), page, checksum)
+    await engine.reserve(5)
+    again = memoryview(bytearray(PAGE_BYTES))
+    assert await engine.gather_pages(0, np.array([1], np.int32), again) == checksum
+
+
+async def test_a_layer_that_is_not_here_has_no_pages_and_what_was_dropped_is_free():
+    engine = ModelledEngine(MODEL)
+    await engine.load(EngineSpec("", ""), range(2, 6), nobody)
+    await engine.reserve(3)
+    with pytest.raises(EngineError, match="layer 0 has no pages here"):
+        await engine.gather_pages(0, np.array([1], np.int32), memoryview(bytearray(PAGE_BYTES)))
+    assert await engine.drop(range(2, 4)) == 2 * WEIGHT_BYTES + 3 * PAGE_BYTES
+    assert engine.layers == [1]
+
+
+async def test_memory_has_an_end():
+    engine = ModelledEngine(MODEL, ModelledSpeed(memory_bytes=2 * WEIGHT_BYTES + 3 * PAGE_BYTES))
+    with pytest.raises(OutOfMemoryError):
+        await engine.load(EngineSpec("", ""), range(3), nobody)
+    await engine.load(EngineSpec("", ""), range(2), nobody)
+    with pytest.raises(OutOfMemoryError):
+        await engine.reserve(4)
+    await engine.reserve(3)
+    assert engine.used_bytes() == engine.speed.memory_bytes
