@@ -11,7 +11,14 @@ from collections.abc import Sequence
 
 import msgspec
 
-from .policies.partition import PartitionProblem, explain_infeasible, parse_partition, partition, partition_at
+from .policies.partition import (
+    PartitionProblem,
+    check_stage_count,
+    explain_infeasible,
+    parse_partition,
+    partition,
+    partition_at,
+)
 from .policies.types import NS_PER_S, AtomCost, Link, Partition, PlanError, StageCost, StageLimit
 from .runtime.costing.costs import DTYPE_BYTES, DeviceRates, StepLoad, atom_costs, estimated_seconds
 from .runtime.program import Dim, Program
@@ -114,12 +121,10 @@ def make_plan(
     needs; ``measured_s`` are the atoms' measured times under ``load`` in order, else ``rates`` estimate them. Raises
     `PlanError` for a wrong request and `InfeasiblePartition` where no partition fits.
     """
-    if dtype not in DTYPE_BYTES:
-        raise PlanError(f"dtype {dtype!r} is not one of {', '.join(DTYPE_BYTES)}")
-    seconds = estimated_seconds(program, load, rates, dtype) if measured_s is None else list(measured_s)
-    costs = atom_costs(program, load, seconds, dtype)
+    costs = costs_under(program, load, rates, dtype, measured_s)
     cuts = None if partition_text is None else parse_partition(partition_text, costs)
     count = _stage_count(stages, cuts, partition_text)
+    check_stage_count(count, len(costs))
     tokens = load.requests * load.context if kv_tokens is None else kv_tokens
     everything = sum(cost.weight_bytes + tokens * cost.kv_bytes_per_token for cost in costs) + workspace_bytes
     limit = StageLimit(everything if memory_bytes is None else memory_bytes, workspace_bytes)
@@ -127,6 +132,20 @@ def make_plan(
     chosen = partition(problem) if cuts is None else _as_told(problem, cuts)
     chosen.verify(costs, problem.limits, link, tokens)
     return _describe(program, load, dtype, costs, chosen, "roofline" if measured_s is None else "profile")
+
+
+def costs_under(
+    program: Program,
+    load: StepLoad,
+    rates: DeviceRates,
+    dtype: str = "float32",
+    measured_s: Sequence[float] | None = None,
+) -> tuple[AtomCost, ...]:
+    """What each atom costs under ``load``: in ``measured_s`` seconds, or as ``rates`` let estimate. Raises `PlanError`."""
+    if dtype not in DTYPE_BYTES:
+        raise PlanError(f"dtype {dtype!r} is not one of {', '.join(DTYPE_BYTES)}")
+    seconds = estimated_seconds(program, load, rates, dtype) if measured_s is None else list(measured_s)
+    return atom_costs(program, load, seconds, dtype)
 
 
 def _stage_count(stages: int | None, cuts: Sequence[int] | None, text: str | None) -> int:

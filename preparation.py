@@ -12,7 +12,8 @@ from pathlib import Path
 
 from .actors.config import ServeConfig
 from .actors.devices import StageDevice, assign, default_devices, parse_devices
-from .planning import Plan, make_plan
+from .planning import Plan, costs_under, make_plan
+from .policies.types import AtomCost
 from .runtime.capturing.capture import program_file
 from .runtime.costing.costs import DeviceRates, StepLoad
 from .runtime.costing.device_rates import cached_cpu_rates
@@ -76,8 +77,7 @@ def plan_for(
     if measure:
         report("measure", 0, 0)
         _in_child("flexpipe.runtime.costing.engine_timer", str(program_path), "cpu", "1", dtype)
-    load = StepLoad.decode(PLANNED_REQUESTS, min(PLANNED_CONTEXT_TOKENS, program.context_tokens))
-    profile = load_profile(program, device_key("cpu", 1, dtype))
+    load = _planned_load(program)
     return make_plan(
         program,
         load=load,
@@ -85,8 +85,23 @@ def plan_for(
         stages=stages if stages is not None or partition is not None else 1,
         partition_text=partition,
         dtype=dtype,
-        measured_s=profile.seconds(program, load) if profile is not None else None,
+        measured_s=_measured_seconds(program, load, dtype),
     )
+
+
+def costs_for(program: Program, dtype: str = "float32", report: Report = silent) -> tuple[AtomCost, ...]:
+    """What each atom costs under the load that `plan_for` plans for, from the same times."""
+    load = _planned_load(program)
+    return costs_under(program, load, _rates(report), dtype, _measured_seconds(program, load, dtype))
+
+
+def _planned_load(program: Program) -> StepLoad:
+    return StepLoad.decode(PLANNED_REQUESTS, min(PLANNED_CONTEXT_TOKENS, program.context_tokens))
+
+
+def _measured_seconds(program: Program, load: StepLoad, dtype: str) -> list[float] | None:
+    profile = load_profile(program, device_key("cpu", 1, dtype))
+    return None if profile is None else profile.seconds(program, load)
 
 
 def captured(folder: Path, report: Report = silent) -> Path:

@@ -116,9 +116,7 @@ def explain_infeasible(problem: PartitionProblem) -> InfeasiblePartition:
     stages, atoms = len(problem.limits), len(problem.atoms)
     places = atoms - 1 if problem.cuts_allowed is None else len(problem.cuts_allowed & set(range(1, atoms)))
     if stages > places + 1:
-        return InfeasiblePartition(
-            f"{stages} stages need {stages - 1} cuts, but the model can be cut at {places} places"
-        )
+        return _too_few_places(stages, places)
     memory = memory_needs(problem)
     limits = np.array([limit.memory_bytes for limit in problem.limits], np.int64)
     excess = np.where(memory == IMPOSSIBLE, IMPOSSIBLE, np.maximum(memory - limits[:, None, None], 0))
@@ -140,6 +138,18 @@ def explain_infeasible(problem: PartitionProblem) -> InfeasiblePartition:
     else:
         reason = f"no cut into {stages} stages fits every stage's memory, although there is enough in all"
     return InfeasiblePartition(f"{reason}; the fullest stage lacks at least {missing} bytes", missing)
+
+
+def check_stage_count(stages: int, atoms: int) -> None:
+    """Raise `InfeasiblePartition` for more stages than atoms, before anything as large as ``stages`` is made."""
+    if stages > atoms:
+        raise _too_few_places(stages, atoms - 1)
+
+
+def _too_few_places(stages: int, places: int) -> InfeasiblePartition:
+    return InfeasiblePartition(
+        f"{stages} stages need {stages - 1} cuts, but the model can be cut at {places} places; ask for at most {places + 1}"
+    )
 
 
 def _run_sums(values: Sequence[int]) -> CostTable:

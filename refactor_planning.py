@@ -1,0 +1,115 @@
+"""From what a user wants of a running pipeline to stages at workers: the plan of a refactoring.
+
+Owns the joining of a request, what the model's atoms cost and the devices of this node with the policies that decide. Reads
+nothing but the driver's device count, starts nothing and changes nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Sequence
+
+from .actors.config import ServeConfig
+from .actors.devices import DEVICES_MAX, DeviceError, cuda_devices, parse_devices
+from .actors.refactor import RefactorRefusedError, RefactorRequest
+from .actors.route import Route, StagePlacement
+from .planning import LOCAL_LINK
+from .policies.move import parse_move, stages_after
+from .policies.partition import PartitionProblem, check_stage_count, parse_partition, partition
+from .policies.reassignment import Devices, HeldStage, WantedStage, reassign
+from .policies.types import AtomCost, InfeasiblePartition, PlanError, StageLimit
+from .preparation import PreparedModel, costs_for
+
+
+class RefactorPlanner:
+    """Plans changes of one model's pipeline. May be called from any thread.
+
+    ``named_devices`` and ``threads`` are what the user gave to `ServeConfig`, None where nothing; ``cores`` is what CPU
+    workers share where the user gave no threads.
+    """
+
+    def __init__(
+        self, atoms: tuple[AtomCost, ...], named_devices: str | None, threads: int | None, cores: int | None = None
+    ) -> None:
+        self._atoms = atoms
+        self._named_devices = named_devices
+        self._threads = threads
+        self._cores = len(os.sched_getaffinity(0)) if cores is None else cores
+
+    @classmethod
+    def of(cls, model: PreparedModel, config: ServeConfig) -> RefactorPlanner:
+        """The planner of a model that is served. Costs are those that its first plan was made from."""
+        return cls(costs_for(model.program, config.dtype), config.devices, config.threads)
+
+    def plan(
+        self,
+        request: RefactorRequest,
+        route: Route,
+        *,
+        next_worker: int,
+        live_tokens: int = 0,
+        taken_devices: Collection[str] = (),
+    ) -> tuple[StagePlacement, ...]:
+        """The stages that ``request`` makes of ``route``: workers that stay keep their ids, new ones count from ``next_worker``.
+
+        ``live_tokens`` of context are held by requests now, so that KV counts for what it weighs; ``taken_devices`` are those
+        of workers that are leaving. Raises `RefactorRefusedError`.
+        """
+        present = [HeldStage(s.worker, s.first_atom, s.end_atom, s.device) for s in route.stages]
+        try:
+            devices = self._devices([stage.device for stage in route.stages], taken_devices)
+            wanted = self._wanted(request, present)
+            moved_bytes = [atom.weight_bytes + atom.kv_bytes_per_token * live_tokens for atom in self._atoms]
+            stages = reassign(present, wanted, moved_bytes, devices, next_worker)
+        except (PlanError, InfeasiblePartition, DeviceError) as error:
+            raise RefactorRefusedError(str(error)) from error
+        return self._placements(stages, route)
+
+    def _wanted(self, request: RefactorRequest, present: Sequence[HeldStage]) -> tuple[WantedStage, ...]:
+        match request:
+            case RefactorRequest(stages=int(count), partition=None, move=None, replicas=None):
+                return _cut_at(self._best_cuts(count), len(self._atoms))
+            case RefactorRequest(stages=None, partition=str(text), move=None, replicas=None):
+                return _cut_at(parse_partition(text, self._atoms), len(self._atoms))
+            case RefactorRequest(stages=None, partition=None, move=str(text), replicas=None):
+                return stages_after(parse_move(text, self._atoms), present, self._atoms)
+            case _:
+                raise PlanError("give exactly one of stages, partition and move")
+
+    def _best_cuts(self, stages: int) -> tuple[int, ...]:
+        """Where stages meet for the least bottleneck, as in the first plan: no memory limit, which the workers will check."""
+        if stages < 1:
+            raise PlanError(f"{stages} stages cannot serve; ask for 1 or more")
+        check_stage_count(stages, len(self._atoms))
+        everything = StageLimit(sum(atom.weight_bytes for atom in self._atoms))
+        return partition(PartitionProblem(self._atoms, (everything,) * stages, LOCAL_LINK)).cuts
+
+    def _devices(self, present: Sequence[str], taken: Collection[str]) -> Devices:
+        """Those that the user named, and no others; else as many of the kind that serves as there are, others by name."""
+        taken = frozenset(taken)
+        if self._named_devices:
+            return Devices(parse_devices(self._named_devices), taken=taken)
+        cpus = tuple(f"cpu:{number}" for number in range(DEVICES_MAX))
+        gpus = tuple(f"cuda:{number}" for number in range(cuda_devices()))
+        is_on_gpus = any(device.startswith("cuda") for device in present)
+        return Devices(gpus, cpus, taken) if is_on_gpus else Devices(cpus, gpus, taken)
+
+    def _placements(self, stages: Sequence[HeldStage], route: Route) -> tuple[StagePlacement, ...]:
+        threads = {stage.worker: stage.threads for stage in route.stages}
+        share = self._threads or max(1, self._cores // len(stages))
+        return tuple(
+            StagePlacement(
+                worker=stage.worker,
+                first_atom=stage.first_atom,
+                end_atom=stage.end_atom,
+                device=stage.device,
+                threads=threads.get(stage.worker, share),  # a process keeps its threads for life
+                first_name=self._atoms[stage.first_atom].name,
+                last_name=self._atoms[stage.end_atom - 1].name,
+            )
+            for stage in stages
+        )
+
+
+def _cut_at(cuts: Sequence[int], atoms: int) -> tuple[WantedStage, ...]:
+    return tuple(WantedStage(first, end) for first, end in zip((0, *cuts), (*cuts, atoms), strict=True))
