@@ -8,8 +8,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -23,7 +21,6 @@ import trio
 from .actors.config import ServeConfig, parse_size
 from .actors.coordinator import Coordinator
 from .actors.coordinator_machine import CoordinatorMachine, PipelineState
-from .actors.devices import StageDevice
 from .actors.event_log import EventLog, LogFile
 from .actors.gateway.app import GatewayConfig, make_app
 from .actors.gateway.app import serve as serve_app
@@ -42,59 +39,12 @@ from .runtime.interface import BLOCK_TOKENS, EngineSpec
 from .runtime.text.text_stream import TextStream
 from .transport.zmq_link import ZmqTransport
 from .warm_folder import warm_folder
+from .worker_launcher import ForkLauncher
 
 LOG_FOLDERS_KEPT = 20
 """Log folders of earlier runs that stay in the state folder; older ones are removed."""
 KV_MEMORY_SHARE = 0.1
 """Share of the host's memory that the KV pages of all stages may take by default; they are touched only when used."""
-
-
-class ProcessLauncher:
-    """Starts `flexpipe.stage_process` processes; their events go to ``worker-N.jsonl``, their stderr to ``worker-N.stderr``.
-
-    ``devices`` says on which cores the workers of the first stages stay; those that come later go where there is room.
-    """
-
-    def __init__(self, log_folder: Path, devices: tuple[StageDevice, ...]) -> None:
-        self._log_folder = log_folder
-        self._cores = {device.device: device.cores for device in devices}
-
-    async def launch(self, placement: StagePlacement, control_address: str) -> HostProcess:
-        """Start one worker's process."""
-        worker = placement.worker
-        command = [
-            *(sys.executable, "-m", "flexpipe.stage_process"),
-            *("--worker", str(worker), "--control", control_address, "--daemon-pid", str(os.getpid())),
-            *("--log", str(self._log_folder / f"worker-{worker}.jsonl")),
-            *("--cpus", ",".join(map(str, self._cores.get(placement.device, ())))),
-        ]
-        environment = os.environ | {"OMP_NUM_THREADS": str(placement.threads)}
-        with (self._log_folder / f"worker-{worker}.stderr").open("ab") as errors:
-            process = await trio.lowlevel.open_process(
-                command, stdin=subprocess.DEVNULL, stdout=errors, stderr=errors, env=environment, start_new_session=True
-            )
-        return HostProcess(process)
-
-
-class HostProcess:
-    """A child process as the pool sees it."""
-
-    def __init__(self, process: trio.Process) -> None:
-        self._process = process
-
-    @property
-    def pid(self) -> int:
-        """Its process id."""
-        return self._process.pid
-
-    async def wait(self) -> int:
-        """Wait for its end; the exit code, negative for a signal."""
-        return await self._process.wait()
-
-    def signal(self, *, kill: bool) -> None:
-        """SIGTERM or SIGKILL; nothing where it has ended."""
-        if self._process.poll() is None:
-            self._process.send_signal(signal.SIGKILL if kill else signal.SIGTERM)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +72,10 @@ async def serve(model: PreparedModel, config: ServeConfig, present: Presenter) -
     with LogFile(log_folder / "daemon.jsonl") as log_stream, _socket_folder() as sockets, warm_folder() as warm:
         log = EventLog(log_stream, process="daemon", pid=os.getpid())
         async with ZmqTransport.open() as transport, SqliteJournal.open(log_folder / "journal.sqlite") as journal:
-            return await _Daemon(model, config, log, log_folder, sockets, warm, transport, journal).run(present)
+            cores = {device.device: device.cores for device in model.devices}
+            async with ForkLauncher.open(log_folder, cores) as launcher:
+                daemon = _Daemon(model, config, log, log_folder, sockets, warm, transport, journal, launcher)
+                return await daemon.run(present)
 
 
 class _Daemon:
@@ -138,6 +91,7 @@ class _Daemon:
         warm: str,
         transport: ZmqTransport,
         journal: SqliteJournal,
+        launcher: ForkLauncher,
     ) -> None:
         self._model = model
         self._config = config
@@ -147,7 +101,7 @@ class _Daemon:
         self._http_ended = trio.Event()
         self._scheduler = Scheduler(_scheduler_limits(config), log, context_tokens=_context_tokens(model, config))
         self._pool = WorkerPool(
-            ProcessLauncher(log_folder, model.devices),
+            launcher,
             transport,
             self._scheduler,
             WorkerLimits(drain_s_max=config.drain),

@@ -1,0 +1,145 @@
+"""Starts worker processes for a daemon's pool, through a fork server that it keeps running.
+
+Owns the fork server's life and the link between an order and the process that came of it. If the fork server dies its workers
+live on; their ends are then seen through pidfds, without an exit code, and the next order starts another.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Self
+
+import msgspec
+import trio
+
+from .actors.route import StagePlacement
+from .fork_server import Ended, Forked, News
+from .worker_process import WorkerOrder
+
+UNKNOWN_EXIT = 255
+"""The exit code of a worker whose fork server died before it."""
+
+
+class HostProcess:
+    """A worker's process as the pool sees it. It is the fork server's child."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._handle = os.pidfd_open(pid)
+        self._code: int | None = None
+        self._reaped = trio.Event()
+
+    async def wait(self) -> int:
+        """Wait for its end; the exit code, negative for a signal."""
+        await trio.lowlevel.wait_readable(self._handle)
+        await self._reaped.wait()
+        os.close(self._handle)
+        return UNKNOWN_EXIT if self._code is None else self._code
+
+    def signal(self, *, kill: bool) -> None:
+        """SIGTERM or SIGKILL; nothing where it has ended."""
+        with suppress(ProcessLookupError, OSError):
+            signal.pidfd_send_signal(self._handle, signal.SIGKILL if kill else signal.SIGTERM)
+
+    def ended(self, code: int | None) -> None:
+        """The fork server reaped it, or cannot any more."""
+        self._code = code
+        self._reaped.set()
+
+
+class ForkLauncher:
+    """The `WorkerLauncher` of a real daemon. Workers write to ``worker-N.jsonl`` and ``worker-N.stderr``.
+
+    ``cores`` says on which cores the worker of a device stays; one of a device that is not there goes where there is room.
+    """
+
+    def __init__(self, log_folder: Path, cores: Mapping[str, tuple[int, ...]], nursery: trio.Nursery) -> None:
+        self._log_folder = log_folder
+        self._cores = cores
+        self._nursery = nursery
+        self._server: trio.Process | None = None
+        self._forked: dict[int, trio.MemorySendChannel[HostProcess | None]] = {}
+        self._running: dict[int, HostProcess] = {}
+        self._turn = trio.Lock()
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, log_folder: Path, cores: Mapping[str, tuple[int, ...]]) -> AsyncIterator[Self]:
+        """A launcher whose fork server starts now and ends with the block."""
+        async with trio.open_nursery() as nursery:
+            launcher = cls(log_folder, cores, nursery)
+            await launcher._start()
+            try:
+                yield launcher
+            finally:
+                if launcher._server is not None:
+                    launcher._server.kill()
+                nursery.cancel_scope.cancel()
+
+    async def launch(self, placement: StagePlacement, control_address: str) -> HostProcess:
+        """Have a worker forked. Raises OSError where it cannot be."""
+        worker = placement.worker
+        order = WorkerOrder(
+            worker=worker,
+            control=control_address,
+            log=str(self._log_folder / f"worker-{worker}.jsonl"),
+            errors=str(self._log_folder / f"worker-{worker}.stderr"),
+            cores=self._cores.get(placement.device, ()),
+            daemon_pid=os.getpid(),
+        )
+        sender, receiver = trio.open_memory_channel[HostProcess | None](1)
+        async with self._turn:
+            if self._server is None:
+                await self._start()
+            self._forked[worker] = sender
+            assert self._server is not None
+            assert self._server.stdin is not None
+            with suppress(trio.BrokenResourceError):  # it died; the reader says so
+                await self._server.stdin.send_all(msgspec.json.encode(order) + b"\n")
+        process = await receiver.receive()
+        if process is None:
+            raise OSError("the fork server died")
+        return process
+
+    async def _start(self) -> None:
+        with (self._log_folder / "fork-server.stderr").open("ab") as errors:
+            self._server = await trio.lowlevel.open_process(
+                [sys.executable, "-m", "flexpipe.fork_server"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                start_new_session=True,
+            )
+        self._nursery.start_soon(self._read, self._server)
+
+    async def _read(self, server: trio.Process) -> None:
+        """Hear what became of orders, until the fork server ends."""
+        assert server.stdout is not None
+        pending = b""
+        async for data in server.stdout:
+            *lines, pending = (pending + data).split(b"\n")
+            for line in lines:
+                self._hear(msgspec.json.decode(line, type=News))
+        await server.wait()
+        if self._server is server:
+            self._server = None
+        for sender in self._forked.values():
+            sender.send_nowait(None)
+        self._forked.clear()
+        for process in self._running.values():
+            process.ended(None)
+        self._running.clear()
+
+    def _hear(self, news: News) -> None:
+        match news:
+            case Forked(worker, pid):
+                process = self._running[pid] = HostProcess(pid)
+                self._forked.pop(worker).send_nowait(process)
+            case Ended(pid, code):
+                self._running.pop(pid).ended(code)
