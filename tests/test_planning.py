@@ -100,6 +100,7 @@ def test_a_wrong_request_is_refused(options):
         plan(**options)
 
 
-def test_more_stages_than_pieces_are_refused():
-    with pytest.raises(InfeasiblePartition, match="can be cut at 5 places"):
-        plan("phi", stages=LAYERS + 3)
+@pytest.mark.parametrize("stages", [LAYERS + 3, 10**12])
+def test_more_stages_than_pieces_are_refused(stages):
+    with pytest.raises(InfeasiblePartition, match="can be cut at 5 places; ask for at most 6"):
+        plan("phi", stages=stages)
