@@ -27,6 +27,7 @@ from .actors.gateway.app import serve as serve_app
 from .actors.gateway.http_server import ServerLimits
 from .actors.pipeline import Pipeline
 from .actors.pipeline_spec import CoordinatorLimits, PipelineSpec
+from .actors.reshaper import Reshaper
 from .actors.route import StagePlacement
 from .actors.scheduler import Scheduler
 from .actors.scheduler_machine import SchedulerLimits
@@ -35,6 +36,7 @@ from .actors.worker_machine import WorkerLimits
 from .actors.worker_pool import WorkerPool
 from .policies.batching import BatchLimits
 from .preparation import PreparedModel
+from .refactor_planning import RefactorPlanner
 from .runtime.interface import BLOCK_TOKENS, EngineSpec
 from .runtime.text.text_stream import TextStream
 from .transport.zmq_link import ZmqTransport
@@ -117,6 +119,8 @@ class _Daemon:
             journal,
             log,
         )
+        planner = RefactorPlanner.of(model, config)
+        self._reshaper = Reshaper(planner, self._coordinator, self._scheduler)
         self._pipeline = Pipeline(
             model.name,
             model.program.architecture,
@@ -172,6 +176,7 @@ class _Daemon:
             self._model.name,
             GatewayConfig(api_keys=keys),
             self._log,
+            self._reshaper,
         )
         limits = ServerLimits(drain_s_max=self._config.drain)
         await serve_app(

@@ -6,7 +6,7 @@ Owns the report. Reads the scheduler's counts and token times; changes nothing.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -59,7 +59,7 @@ class ChangeWatch:
         self._news = trio.lowlevel.ParkingLot()
         times.watch(True)
 
-    async def events(self) -> AsyncIterator[RefactorEvent]:
+    async def events(self) -> AsyncGenerator[RefactorEvent, None]:
         """Progress, then one final event. Leaving early changes nothing."""
         seen = 0
         while True:

@@ -158,7 +158,7 @@ class CoordinatorMachine:
         if event.alive and event.journal.committed is not None:
             return [*aborted, *self._go_on(event, event.journal.committed)]
         self.workers = dict.fromkeys(event.alive, True)
-        self.next_worker = max(event.alive, default=-1) + 1
+        self.next_worker = max(event.journal.next_worker, max(event.alive, default=-1) + 1)
         strays = self._retire(event.alive, kill=True, reason="no epoch that was decided needs this worker")
         return [*aborted, *strays, *self._begin_cold("start", self.spec.stages)]
 
@@ -167,7 +167,7 @@ class CoordinatorMachine:
         self.route, self.kv_blocks = committed.route, committed.kv_blocks
         self._wanted = committed.route.stages
         self.workers = dict.fromkeys(event.alive, True)
-        self.next_worker = max(*event.alive, *self.route.workers) + 1
+        self.next_worker = max(event.journal.next_worker, max(event.alive) + 1)
         others = tuple(worker for worker in event.alive if worker not in self.route.workers)
         undecided = event.journal.undecided
         aborts: list[Instruction] = []
@@ -185,14 +185,13 @@ class CoordinatorMachine:
         self.reason = ""
         # The workers tell their facts again, which the journal does not hold.
         asks = [TellWorker(w, self.spec.prepare_message(self.route, s)) for s, w in enumerate(self.route.workers)]
-        return [*aborts, *asks, *([] if event.journal.released else self._finish_switch(committed, others, is_live))]
+        return [*aborts, *asks, *([] if event.journal.released else self._finish_switch(event, committed, is_live))]
 
-    def _finish_switch(self, committed: Committed, others: tuple[int, ...], is_live: bool) -> list[Instruction]:
+    def _finish_switch(self, event: Start, committed: Committed, is_live: bool) -> list[Instruction]:
         """Drive a decided epoch to its end. Everything told here may have been told before."""
         base = None
         if is_live:
-            leaving = tuple(StagePlacement(w, 0, 0, "", 1) for w in others if w in self.workers)
-            base = Route(self.route.epoch, leaving)
+            base = event.journal.before
         change = self.change = Change(self.route, committed.strategy, base, kv_blocks=committed.kv_blocks)
         tell: Instruction = BringUp(self.route, committed.kv_blocks)
         if is_live:
@@ -204,16 +203,20 @@ class CoordinatorMachine:
         ]
         return [tell, *timers, *self._enter(change, ChangePhase.SWITCHING)]
 
-    def _refactor(self, event: Refactor) -> list[Instruction]:
+    def check_changeable(self) -> None:
+        """Raise `RefactorRefusedError` unless a change may begin now."""
         if self.state is not PipelineState.SERVING:
             raise RefactorRefusedError(f"the pipeline cannot be changed now: {self.reason or self.state.value}")
-        if event.based_on != self.epoch:
-            raise RefactorRefusedError(
-                f"the plan was made for epoch {event.based_on}; epoch {self.epoch} serves now: plan anew"
-            )
         if self.change is not None:
             raise RefactorRefusedError(
                 f"the change to epoch {self.change.epoch} is still under way; try again when it is done"
+            )
+
+    def _refactor(self, event: Refactor) -> list[Instruction]:
+        self.check_changeable()
+        if event.based_on != self.epoch:
+            raise RefactorRefusedError(
+                f"the plan was made for epoch {event.based_on}; epoch {self.epoch} serves now: plan anew"
             )
         if event.strategy not in STRATEGIES:
             raise RefactorRefusedError(f"{event.strategy!r} is no strategy; choose one of {', '.join(STRATEGIES)}")

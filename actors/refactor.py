@@ -59,8 +59,8 @@ class Pauses(msgspec.Struct, frozen=True):
 class RefactorReport(msgspec.Struct, frozen=True, tag="report", tag_field="kind"):
     """How a refactoring went. ``phase_ms`` has an entry per phase gone through.
 
-    ``tpot_ms`` holds medians of the inter-token gap: in the 30 s before, while weights were loaded, while pages were copied,
-    and after the cut. ``retained_requests`` were under way at the cut and went on with their KV.
+    The ``tpot`` fields hold medians of the inter-token gap: in the 30 s before, while workers started and weights were loaded,
+    and while pages were copied; None where no token fell into the phase.
     """
 
     epoch: int

@@ -125,11 +125,10 @@ class ModelledEngine:
                 raise OutOfMemoryError(f"{blocks} KV blocks of {len(wanted)} layers do not fit")
             for layer in wanted:
                 before = self._pages.get(layer, np.empty(0, np.uint64))
-                pages = np.full(blocks * BLOCK_TOKENS, _GARBAGE, np.uint64)
-                kept = min(len(before), len(pages))
-                pages[:kept] = before[:kept]
+                pages = np.full(max(blocks * BLOCK_TOKENS, len(before)), _GARBAGE, np.uint64)
+                pages[: len(before)] = before
                 self._pages[layer] = pages
-            self.blocks = blocks
+            self.blocks = max(self.blocks, blocks)
             return sum(pages.nbytes for pages in self._pages.values())
 
     async def run(
