@@ -191,8 +191,10 @@ class CoordinatorMachine:
         """Drive a decided epoch to its end. Everything told here may have been told before."""
         base = None
         if is_live:
-            base = event.journal.before
+            base = event.journal.before.route if event.journal.before is not None else None
         change = self.change = Change(self.route, committed.strategy, base, kv_blocks=committed.kv_blocks)
+        # Whoever lacks pages of a worker that is gone will say so.
+        change.gone.update(worker for worker in change.leaving if worker not in self.workers)
         tell: Instruction = BringUp(self.route, committed.kv_blocks)
         if is_live:
             reprefill = committed.strategy == "recompute"
