@@ -1,12 +1,13 @@
-"""How many KV blocks an epoch in the making can have, from what its workers said of their memory."""
+"""How many KV blocks an epoch in the making can have, from what its workers said of their memory, and who would not fit."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from ..policies.kv_room import StageRoom, kv_blocks
-from ..runtime.interface import StageFacts
+from ..runtime.interface import BLOCK_TOKENS, StageFacts
 from .change import Change
+from .coordinator_events import RoomKnown
 
 
 def blocks_of(change: Change, held: Mapping[int, StageFacts], blocks_now: int, blocks_max: int) -> int:
@@ -31,3 +32,18 @@ def blocks_of(change: Change, held: Mapping[int, StageFacts], blocks_now: int, b
             )
         )
     return kv_blocks(rooms, blocks_max)
+
+
+def refusal(change: Change, room: RoomKnown) -> str:
+    """Why the requests that are here do not let the change be, "" where they do."""
+    if room.largest_blocks > change.kv_blocks:
+        return (
+            f"the new stages have room for {change.kv_blocks} KV blocks of {BLOCK_TOKENS} tokens and a request that is "
+            f"here may need {room.largest_blocks}; use more stages, or wait for it to end"
+        )
+    if room.beyond and change.base is not None and not change.allow_preempt:
+        return (
+            f"the new stages have room for {change.kv_blocks} KV blocks, so {room.beyond} running requests would have to be "
+            "prefilled again; allow that (allow-preempt), use more stages, or try again later"
+        )
+    return ""

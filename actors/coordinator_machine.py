@@ -21,17 +21,10 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Iterable
-from typing import cast
 
-import msgspec
-
-from ..policies.kv_room import NoRoomError
-from ..runtime.interface import BLOCK_TOKENS, StageFacts
-from .change import ANSWERS, IRREVOCABLE, Answer, Change, ChangePhase, open_messages, transfers
-from .change_room import blocks_of
+from .change import IRREVOCABLE, Change, ChangePhase
+from .change_machine import OUTWARD, ChangeMachine, Failure, Milestone, Step
 from .coordinator_events import (
-    AskRoom,
-    Begun,
     BringUp,
     Ended,
     Event,
@@ -41,27 +34,27 @@ from .coordinator_events import (
     Journaled,
     LimitBlocks,
     Refactor,
-    RetireWorker,
     RoomKnown,
     SetTimer,
-    SpawnWorker,
     Start,
     Stop,
     SwitchOver,
     TakeDown,
     TellWorker,
     TimerFired,
-    ToWorker,
     WorkerGone,
     WorkerSaid,
     WorkerUp,
     WriteJournal,
 )
-from .journal import Committed, JournalRecord, RecordKind
-from .messages import Abort, HandoffFailed, Loaded, Prepared, StageFailed
+from .journal import Committed, JournalRecord
+from .messages import Abort, Loaded, StageFailed
 from .pipeline_spec import CoordinatorLimits, PipelineSpec
-from .refactor import Phase, RefactorRefusedError
+from .refactor import RefactorRefusedError
+from .roster import Roster
 from .route import STRATEGIES, Route, RouteError, StagePlacement
+
+_ORPHANED = "the coordinator ended before it decided"
 
 
 class PipelineState(enum.Enum):
@@ -74,18 +67,6 @@ class PipelineState(enum.Enum):
     STOPPING = "stopping"
     STOPPED = "stopped"
     FAILED = "failed"
-
-
-_OUTWARD: dict[ChangePhase, Phase] = {
-    ChangePhase.PLANNING: "plan",
-    ChangePhase.LOADING: "load",
-    ChangePhase.OPENING: "copy",
-    ChangePhase.COMMITTING: "commit",
-    ChangePhase.SWITCHING: "switch",
-    ChangePhase.RELEASING: "release",
-    ChangePhase.ABORTING: "abort",
-}
-"""Phases as people see them."""
 
 
 class CoordinatorError(Exception):
@@ -101,17 +82,13 @@ class CoordinatorMachine:
         self.state = PipelineState.IDLE
         self.reason = "the pipeline was not started"
         self.route = Route(0, spec.stages)
-        self.change: Change | None = None
-        self.workers: dict[int, bool] = {}  # those that count, and whether they said hello
-        self.facts: dict[int, StageFacts] = {}
-        self.kv_bytes: dict[int, int] = {}
+        self.roster = Roster()
         self.kv_blocks = 0
         self.highest_epoch = 0
-        self.next_worker = 0
         self._link_address = link_address
         self._failures = 0
         self._wanted = spec.stages  # what a recovery brings up
-        self._leaving: set[int] = set()  # told to go, and not gone yet
+        self._making: ChangeMachine | None = None
         self._handlers: dict[type, Callable[..., list[Instruction]]] = {
             Start: self._start,
             Stop: self._stop,
@@ -119,8 +96,8 @@ class CoordinatorMachine:
             WorkerUp: self._worker_up,
             WorkerGone: self._worker_gone,
             WorkerSaid: self._worker_said,
-            Journaled: self._journaled,
-            RoomKnown: self._room_known,
+            Journaled: lambda event: self._advance(lambda making: making.journaled(event)),
+            RoomKnown: lambda event: self._advance(lambda making: making.room_known(event)),
             TimerFired: self._timer,
         }
 
@@ -133,77 +110,25 @@ class CoordinatorMachine:
         """The epoch that serves, or served last; 0 before the first."""
         return self.route.epoch
 
+    @property
+    def change(self) -> Change | None:
+        """The epoch that is being made."""
+        return self._making.change if self._making is not None else None
+
+    @property
+    def next_worker(self) -> int:
+        """The number of the next worker; none below it is used again."""
+        return self.roster.next_worker
+
     def worker_state(self, worker: int) -> str:
         """One word for people."""
-        if worker not in self.workers:
+        if worker not in self.roster:
             return "gone"
         if self.state is PipelineState.SERVING:
             return "serving"
-        change = self.change
-        if not self.workers[worker] or change is None:
+        if not self.roster.is_up[worker] or self.change is None:
             return "starting"
-        return {"load": "loading", "copy": "opening"}.get(_OUTWARD.get(change.phase, ""), "loaded")
-
-    # --- beginning a change ---
-
-    def _start(self, event: Start) -> list[Instruction]:
-        if self.state is not PipelineState.IDLE:
-            raise CoordinatorError(f"start came while the pipeline was {self.state.value}")
-        self.reason = "the pipeline is starting"
-        self.highest_epoch = event.journal.highest_epoch
-        undecided = event.journal.undecided
-        aborted: list[Instruction] = []
-        if undecided is not None:
-            aborted = [_write("aborted", undecided.epoch, reason="the coordinator ended before it decided")]
-        if event.alive and event.journal.committed is not None:
-            return [*aborted, *self._go_on(event, event.journal.committed)]
-        self.workers = dict.fromkeys(event.alive, True)
-        self.next_worker = max(event.journal.next_worker, max(event.alive, default=-1) + 1)
-        strays = self._retire(event.alive, kill=True, reason="no epoch that was decided needs this worker")
-        return [*aborted, *strays, *self._begin_cold("start", self.spec.stages)]
-
-    def _go_on(self, event: Start, committed: Committed) -> list[Instruction]:
-        """Take up what a coordinator before this one decided: its workers live, and may serve."""
-        self.route, self.kv_blocks = committed.route, committed.kv_blocks
-        self._wanted = committed.route.stages
-        self.workers = dict.fromkeys(event.alive, True)
-        self.next_worker = max(event.journal.next_worker, max(event.alive) + 1)
-        others = tuple(worker for worker in event.alive if worker not in self.route.workers)
-        undecided = event.journal.undecided
-        aborts: list[Instruction] = []
-        if undecided is not None:
-            reason = "the coordinator ended before it decided"
-            aborts = [TellWorker(worker, Abort(undecided.epoch, reason)) for worker in self.route.workers]
-            newcomers = tuple(worker for worker in others if worker in undecided.workers)
-            aborts.extend(self._retire(newcomers, kill=True, reason=reason))
-        is_live = committed.strategy in STRATEGIES and committed.strategy != "restart"
-        broken = any(worker not in self.workers for worker in self.route.workers)
-        idle = event.scheduler_epoch < 0 and (is_live or event.journal.released)
-        if broken or idle:
-            return [*aborts, *self._recover("the coordinator ended while the pipeline was broken")]
-        self.state = PipelineState.SERVING
-        self.reason = ""
-        # The workers tell their facts again, which the journal does not hold.
-        asks = [TellWorker(w, self.spec.prepare_message(self.route, s)) for s, w in enumerate(self.route.workers)]
-        return [*aborts, *asks, *([] if event.journal.released else self._finish_switch(event, committed, is_live))]
-
-    def _finish_switch(self, event: Start, committed: Committed, is_live: bool) -> list[Instruction]:
-        """Drive a decided epoch to its end. Everything told here may have been told before."""
-        base = None
-        if is_live:
-            base = event.journal.before.route if event.journal.before is not None else None
-        change = self.change = Change(self.route, committed.strategy, base, kv_blocks=committed.kv_blocks)
-        # Whoever lacks pages of a worker that is gone will say so.
-        change.gone.update(worker for worker in change.leaving if worker not in self.workers)
-        tell: Instruction = BringUp(self.route, committed.kv_blocks)
-        if is_live:
-            reprefill = committed.strategy == "recompute"
-            tell = SwitchOver(self.route, change.leaving, committed.kv_blocks, reprefill)
-        timers = [
-            SetTimer("resend", change.epoch, self.limits.resend_s),
-            SetTimer("switch", change.epoch, self.limits.switch_s_max),
-        ]
-        return [tell, *timers, *self._enter(change, ChangePhase.SWITCHING)]
+        return {"load": "loading", "copy": "opening"}.get(OUTWARD[self.change.phase], "loaded")
 
     def check_changeable(self) -> None:
         """Raise `RefactorRefusedError` unless a change may begin now."""
@@ -213,6 +138,54 @@ class CoordinatorMachine:
             raise RefactorRefusedError(
                 f"the change to epoch {self.change.epoch} is still under way; try again when it is done"
             )
+
+    # --- start, and taking over from a coordinator that ended ---
+
+    def _start(self, event: Start) -> list[Instruction]:
+        if self.state is not PipelineState.IDLE:
+            raise CoordinatorError(f"start came while the pipeline was {self.state.value}")
+        self.reason = "the pipeline is starting"
+        self.highest_epoch = event.journal.highest_epoch
+        self.roster.inherit(event.alive, event.journal.next_worker)
+        aborted: list[Instruction] = []
+        if (undecided := event.journal.undecided) is not None:
+            aborted.append(WriteJournal(JournalRecord("aborted", undecided.epoch, reason=_ORPHANED)))
+        if event.alive and event.journal.committed is not None:
+            return [*aborted, *self._take_over(event, event.journal.committed)]
+        strays = self.roster.retire(event.alive, kill=True, reason="no epoch that was decided needs this worker")
+        return [*aborted, *strays, *self._begin_cold("start", self.spec.stages)]
+
+    def _take_over(self, event: Start, committed: Committed) -> list[Instruction]:
+        """Go on with what was decided: its workers live, and may serve."""
+        self.route, self.kv_blocks = committed.route, committed.kv_blocks
+        self._wanted = committed.route.stages
+        aborts: list[Instruction] = []
+        if (undecided := event.journal.undecided) is not None:
+            aborts = [TellWorker(worker, Abort(undecided.epoch, _ORPHANED)) for worker in self.route.workers]
+            newcomers = [worker for worker in undecided.workers if worker not in self.route.workers]
+            aborts.extend(self.roster.retire(newcomers, kill=True, reason=_ORPHANED))
+        is_live = committed.strategy in STRATEGIES and committed.strategy != "restart"
+        idle = event.scheduler_epoch < 0 and (is_live or event.journal.released)
+        if idle or self._is_broken():
+            return [*aborts, *self._recover("the coordinator ended while the pipeline was broken")]
+        self.state = PipelineState.SERVING
+        self.reason = ""
+        # The workers tell their facts again, which the journal does not hold.
+        asks = [TellWorker(w, self.spec.prepare_message(self.route, s)) for s, w in enumerate(self.route.workers)]
+        before = event.journal.before if is_live else None
+        finish = [] if event.journal.released else self._finish_switch(committed, before.route if before else None)
+        return [*aborts, *asks, *finish]
+
+    def _finish_switch(self, committed: Committed, base: Route | None) -> list[Instruction]:
+        """Drive a decided epoch to its end. Everything told here may have been told before."""
+        change = Change(self.route, committed.strategy, base, kv_blocks=committed.kv_blocks)
+        # Whoever lacks pages of a worker that is gone will say so.
+        change.gone.update(worker for worker in change.leaving if worker not in self.roster)
+        making = self._make(change)
+        timers = [self._timer_of("resend", self.limits.resend_s), self._timer_of("switch", self.limits.switch_s_max)]
+        return [self._cut_over(change), *timers, *making.enter(ChangePhase.SWITCHING)]
+
+    # --- beginning a change ---
 
     def _refactor(self, event: Refactor) -> list[Instruction]:
         self.check_changeable()
@@ -229,206 +202,127 @@ class CoordinatorMachine:
             raise RefactorRefusedError(str(error)) from None
         if event.strategy == "restart":
             self.reason = "the pipeline is being restarted in another shape"
-            kills = self._retire(tuple(self.workers), kill=True, reason=self.reason)
+            kills = self.roster.retire(tuple(self.roster.is_up), kill=True, reason=self.reason)
             return [Interrupt(self.reason), *kills, *self._begin_cold("restart", event.stages)]
         return self._begin(Change(route, event.strategy, self.route, event.allow_preempt))
 
     def _begin_cold(self, strategy: str, stages: Iterable[StagePlacement]) -> list[Instruction]:
         """Bring ``stages`` up with nothing serving; workers of theirs that do not live are replaced by new ones."""
         self.state = PipelineState.STARTING
-        placements: list[StagePlacement] = []
-        for stage in stages:
-            worker = stage.worker
-            if worker not in self.workers and worker < self.next_worker:
-                worker = self.next_worker
-            self.next_worker = max(self.next_worker, worker + 1)
-            placements.append(msgspec.structs.replace(stage, worker=worker))
+        placements = self.roster.replace_dead(stages)
         if strategy != "restart":
-            self._wanted = tuple(placements)
-        return self._begin(Change(Route(self.highest_epoch + 1, tuple(placements)), strategy, None))
+            self._wanted = placements
+        return self._begin(Change(Route(self.highest_epoch + 1, placements), strategy, None))
 
     def _begin(self, change: Change) -> list[Instruction]:
-        self.change = change
         self.highest_epoch = change.epoch
-        self.next_worker = max(self.next_worker, *(worker + 1 for worker in change.route.workers))
-        return [
-            self._told(change),
-            _write("planned", change.epoch, route=change.route, strategy=change.strategy),
-            SetTimer("prepare", change.epoch, self.limits.prepare_s_max),
-            SetTimer("resend", change.epoch, self.limits.resend_s),
-        ]
+        making = self._make(change)
+        timers = [self._timer_of("prepare", self.limits.prepare_s_max), self._timer_of("resend", self.limits.resend_s)]
+        return [*making.begin(), *timers]
+
+    def _make(self, change: Change) -> ChangeMachine:
+        self._making = ChangeMachine(change, self.spec, self.roster, self._link_address, self.kv_blocks)
+        return self._making
 
     # --- going forward ---
 
-    def _journaled(self, event: Journaled) -> list[Instruction]:
-        change = self.change
-        if change is None or change.epoch != event.record.epoch:
+    def _advance(self, step_of: Callable[[ChangeMachine], Step]) -> list[Instruction]:
+        """Let the change that is being made take a step, and answer what only the coordinator can."""
+        making = self._making
+        if making is None:
             return []
-        match event.record.kind, change.phase:
-            case "planned", ChangePhase.PLANNING if event.error:
-                return self._fail(change, f"the plan could not be written down: {event.error}")
-            case "planned", ChangePhase.PLANNING:
-                return self._load(change)
-            case "commit", ChangePhase.COMMITTING if event.error:
-                return self._fail(change, f"the decision could not be written down: {event.error}")
-            case "commit", ChangePhase.COMMITTING:
-                return self._committed(change)
-            case "released", ChangePhase.CLOSING if not event.error:
-                return self._done(change)
-            case _:
-                return []  # an unwritten "released" or "aborted" is written again by the resend timer
-
-    def _load(self, change: Change) -> list[Instruction]:
-        spawns: list[Instruction] = []
-        for stage in change.route.stages:
-            if stage.worker not in self.workers:
-                self.workers[stage.worker] = False
-                spawns.append(SpawnWorker(stage))
-        return [*spawns, *self._enter(change, ChangePhase.LOADING)]
+        step = step_of(making)
+        match step.outcome:
+            case Failure(sentence, hopeless):
+                return [*step.instructions, *self._fail(making, sentence, hopeless=hopeless)]
+            case Milestone.COMMITTED:
+                return [*step.instructions, *self._committed(making)]
+            case Milestone.CROSSED:
+                return [*step.instructions, *self._release(making)]
+            case Milestone.DONE:
+                self._making = None
+                steady = SetTimer("steady", making.change.epoch, self.limits.steady_s)
+                return [*step.instructions, Ended(making.change.epoch, "", "", making.change.preempted), steady]
+            case Milestone.ABORTED:
+                self._making = None
+                change = making.change
+                return [*step.instructions, Ended(change.epoch, "aborted", change.reason, change.preempted)]
+            case None:
+                return step.instructions
 
     def _worker_up(self, event: WorkerUp) -> list[Instruction]:
-        if event.worker not in self.workers:
+        if event.worker not in self.roster:
             return []
-        self.workers[event.worker] = True
-        change = self.change
-        return self._command(change, event.worker) if change is not None else []
-
-    def _enter(self, change: Change, phase: ChangePhase) -> list[Instruction]:
-        """Go on to a phase in which workers have to answer, and tell them what to do."""
-        change.phase = phase
-        commands = [command for worker in change.unanswered() for command in self._command(change, worker)]
-        return [self._told(change), *commands]
-
-    def _command(self, change: Change, worker: int) -> list[Instruction]:
-        if not self.workers.get(worker) or worker not in change.unanswered():
-            return []
-        message = change.command(worker, self.spec)
-        return [] if message is None else [TellWorker(worker, cast("ToWorker", message))]
-
-    def _told(self, change: Change) -> Begun:
-        return Begun(change.epoch, change.strategy, _OUTWARD[change.phase])
+        self.roster.is_up[event.worker] = True
+        return self._making.worker_up(event.worker) if self._making is not None else []
 
     def _worker_said(self, event: WorkerSaid) -> list[Instruction]:
-        message, change = event.message, self.change
+        message = event.message
         if isinstance(message, StageFailed):
             return self._stage_failed(message)
         if isinstance(message, Loaded) and message.epoch == self.epoch and message.worker in self.route.workers:
-            self.facts[message.worker] = message.facts  # told again to a coordinator that started anew
-        if change is None or message.epoch != change.epoch:
+            self.roster.facts[message.worker] = message.facts  # told again to a coordinator that took over
+        if self.change is None or message.epoch != self.change.epoch:
             return []
-        if isinstance(message, HandoffFailed):
-            return self._handoff_failed(change, message)
-        if not isinstance(message, tuple(ANSWERS.values())):
-            return []  # progress, for whoever watches
-        return self._answered(change, cast("Answer", message))
+        return self._advance(lambda making: making.answered(message))
 
-    def _answered(self, change: Change, answer: Answer) -> list[Instruction]:
-        if isinstance(answer, Prepared):
-            self.kv_bytes[answer.worker] = answer.kv_bytes
-        if not change.note(answer):
-            return []
-        match change.phase:
-            case ChangePhase.LOADING:
-                return self._ask_room(change)
-            case ChangePhase.OPENING:
-                change.phase = ChangePhase.COMMITTING
-                return [self._told(change), _write("commit", change.epoch, kv_blocks=change.kv_blocks)]
-            case ChangePhase.SWITCHING:
-                return self._release(change)
-            case ChangePhase.RELEASING:
-                change.phase = ChangePhase.CLOSING
-                return [_write("released", change.epoch)]
-            case _:
-                return self._aborted(change)
-
-    def _ask_room(self, change: Change) -> list[Instruction]:
-        try:
-            change.kv_blocks = blocks_of(change, self.facts, self.kv_blocks, self.spec.kv_blocks_max)
-        except NoRoomError as error:
-            return self._fail(change, str(error), hopeless=True)
-        change.phase = ChangePhase.ROOM
-        return [AskRoom(change.epoch, change.kv_blocks)]
-
-    def _room_known(self, event: RoomKnown) -> list[Instruction]:
-        change = self.change
-        if change is None or change.epoch != event.epoch or change.phase is not ChangePhase.ROOM:
-            return []
-        refusal = _refusal(change, event)
-        if refusal:
-            return self._fail(change, refusal)
-        try:
-            moves = transfers(change, self.spec, self.facts, self._link_address)
-        except RouteError as error:
-            return self._fail(change, str(error))
-        change.opens = open_messages(
-            change, moves, event.live, self._link_address, precopy=change.strategy == "precopy"
-        )
-        change.preempted = event.beyond
-        limit: list[Instruction] = [LimitBlocks(change.kv_blocks)] if event.beyond and change.base else []
-        return [*limit, *self._enter(change, ChangePhase.OPENING)]
-
-    def _committed(self, change: Change) -> list[Instruction]:
+    def _committed(self, making: ChangeMachine) -> list[Instruction]:
         """The point of no return: the new route is the one that counts."""
-        leaving = change.leaving
-        self.route = change.route
+        change = making.change
+        cut_over = self._cut_over(change)
+        self.route, self.kv_blocks = change.route, change.kv_blocks
         self._wanted = change.route.stages
-        self.kv_blocks = change.kv_blocks
-        self.facts |= {worker: facts for worker in change.route.workers if (facts := change.facts(worker)) is not None}
+        told = {worker: facts for worker in change.route.workers if (facts := change.facts(worker)) is not None}
+        self.roster.facts |= told
         if change.doomed:
             change.phase = ChangePhase.SWITCHING
-            return self._fail(change, change.doomed)
+            return self._fail(making, change.doomed)
         if change.base is None:
             self.state = PipelineState.SERVING
             self.reason = ""
-            tell: Instruction = BringUp(change.route, change.kv_blocks)
-        else:
-            reprefill = change.strategy == "recompute"
-            tell = SwitchOver(change.route, leaving, change.kv_blocks, reprefill)
-        change.phase = ChangePhase.SWITCHING
-        # Nobody is told to confirm yet: each says so by itself, and the resend timer asks those who did not.
-        return [tell, self._told(change), SetTimer("switch", change.epoch, self.limits.switch_s_max)]
+        return [cut_over, *making.cross(), self._timer_of("switch", self.limits.switch_s_max)]
 
-    def _release(self, change: Change) -> list[Instruction]:
-        retired = self._retire(change.leaving, kill=False, reason=f"epoch {change.epoch} does not need this worker")
-        change.gone.update(change.leaving)
-        return [*retired, *self._enter(change, ChangePhase.RELEASING)]
+    def _cut_over(self, change: Change) -> Instruction:
+        if change.base is None:
+            return BringUp(change.route, change.kv_blocks)
+        return SwitchOver(change.route, change.leaving, change.kv_blocks, change.strategy == "recompute")
 
-    def _done(self, change: Change) -> list[Instruction]:
-        self.change = None
-        steady = SetTimer("steady", change.epoch, self.limits.steady_s)
-        return [Ended(change.epoch, "", "", change.preempted), steady]
+    def _release(self, making: ChangeMachine) -> list[Instruction]:
+        leaving = making.change.leaving
+        reason = f"epoch {making.change.epoch} does not need this worker"
+        retired = self.roster.retire(leaving, kill=False, reason=reason)
+        making.change.gone.update(leaving)
+        return [*retired, *making.enter(ChangePhase.RELEASING)]
 
     # --- going back, and recovery ---
 
-    def _fail(self, change: Change, sentence: str, *, hopeless: bool = False) -> list[Instruction]:
+    def _fail(self, making: ChangeMachine, sentence: str, *, hopeless: bool = False) -> list[Instruction]:
         """The change cannot go on: abort it where it can be taken back, restore its route where not, try again if it was cold."""
+        change = making.change
         if change.phase is ChangePhase.ABORTING:
             return []
-        broken = any(worker not in self.workers for worker in self.route.workers)
-        if change.phase in IRREVOCABLE or change.base is None or broken:
+        if change.phase in IRREVOCABLE or change.base is None or self._is_broken():
             first_try = change.strategy == "start" and change.phase not in IRREVOCABLE
             return self._recover(sentence, hopeless=hopeless and first_try)
-        return self._abort(change, sentence)
+        return self._abort(making, sentence)
 
-    def _abort(self, change: Change, sentence: str) -> list[Instruction]:
+    def _is_broken(self) -> bool:
+        return any(worker not in self.roster for worker in self.route.workers)
+
+    def _abort(self, making: ChangeMachine, sentence: str) -> list[Instruction]:
+        change = making.change
         change.reason = sentence
         newcomers = [worker for worker in change.route.workers if worker not in self.route.workers]
-        retired = self._retire(newcomers, kill=True, reason=f"epoch {change.epoch} was aborted")
+        retired = self.roster.retire(newcomers, kill=True, reason=f"epoch {change.epoch} was aborted")
         change.gone.update(newcomers)
-        record = _write("aborted", change.epoch, reason=sentence)
+        record = WriteJournal(JournalRecord("aborted", change.epoch, reason=sentence))
         lifted: list[Instruction] = [LimitBlocks(None)] if change.preempted else []
-        return [*retired, record, *lifted, *self._enter(change, ChangePhase.ABORTING)]
-
-    def _aborted(self, change: Change) -> list[Instruction]:
-        self.change = None
-        return [Ended(change.epoch, "aborted", change.reason, change.preempted)]
+        return [*retired, record, *lifted, *making.enter(ChangePhase.ABORTING)]
 
     def _recover(self, sentence: str, *, hopeless: bool = False) -> list[Instruction]:
         """The pipeline is broken: keep the requests, and bring its route up again after a pause."""
-        change, self.change = self.change, None
-        ended: list[Instruction] = []
-        if change is not None:
-            ended = self._give_way(change, sentence)
+        change, self._making = self.change, None
+        ended = self._give_way(change, sentence) if change is not None else []
         self._failures += 1
         self.reason = sentence
         if hopeless or self._failures > self.limits.restarts_max:
@@ -440,45 +334,45 @@ class CoordinatorMachine:
     def _give_way(self, change: Change, sentence: str) -> list[Instruction]:
         """End a change that a recovery overtakes. Workers discard what they made for it when they hear of a newer epoch."""
         wanted = {stage.worker for stage in self._wanted}
-        strays = [worker for worker in self.workers if worker not in wanted]
-        retired = self._retire(strays, kill=True, reason=f"epoch {change.epoch} will not be")
+        strays = [worker for worker in self.roster.is_up if worker not in wanted]
+        retired = self.roster.retire(strays, kill=True, reason=f"epoch {change.epoch} will not be")
         if change.phase in IRREVOCABLE:
             return [*retired, Ended(change.epoch, "recovered", sentence, change.preempted)]
-        aborts = [TellWorker(w, Abort(change.epoch, sentence)) for w, is_up in self.workers.items() if is_up]
-        record = _write("aborted", change.epoch, reason=sentence)
+        abort = Abort(change.epoch, sentence)
+        aborts = [TellWorker(worker, abort) for worker, is_up in self.roster.is_up.items() if is_up]
+        record = WriteJournal(JournalRecord("aborted", change.epoch, reason=sentence))
         return [*retired, record, *aborts, Ended(change.epoch, "aborted", sentence, change.preempted)]
 
     def _give_up(self, sentence: str) -> list[Instruction]:
         self.state = PipelineState.FAILED
-        kills = self._retire(tuple(self.workers), kill=True, reason=sentence)
+        kills = self.roster.retire(tuple(self.roster.is_up), kill=True, reason=sentence)
         return [TakeDown("stage_lost", sentence), *kills, *self._finish_if_all_gone()]
 
-    def _handoff_failed(self, change: Change, message: HandoffFailed) -> list[Instruction]:
-        return self._fail(change, f"worker {message.worker}: {message.sentence}", hopeless=True)
+    # --- workers that are lost ---
 
     def _stage_failed(self, message: StageFailed) -> list[Instruction]:
         """A worker that ends itself; its process goes in a moment, and who counted on it learns why from here."""
-        if message.worker not in self.workers:
+        if message.worker not in self.roster:
             return []
         sentence = f"worker {message.worker} failed: {message.sentence}"
-        kills = self._retire((message.worker,), kill=True, reason=sentence)
+        kills = self.roster.retire((message.worker,), kill=True, reason=sentence)
         return [*kills, *self._lost(message.worker, sentence, hopeless=True)]
 
     def _worker_gone(self, event: WorkerGone) -> list[Instruction]:
-        self._leaving.discard(event.worker)
-        if event.worker not in self.workers:
+        self.roster.leaving.discard(event.worker)
+        if not self.roster.forget(event.worker):
             return self._finish_if_all_gone()
-        del self.workers[event.worker]
         return self._lost(event.worker, f"worker {event.worker} was lost: {event.sentence}")
 
     def _lost(self, worker: int, sentence: str, *, hopeless: bool = False) -> list[Instruction]:
         """A worker counts no more; what that means for the pipeline."""
-        self.facts.pop(worker, None)
-        self.kv_bytes.pop(worker, None)
-        change = self.change
+        if self.state in (PipelineState.STOPPING, PipelineState.FAILED):
+            return self._finish_if_all_gone()
+        making = self._making
         serves = self.state is PipelineState.SERVING and worker in self.route.workers
-        if change is None:
+        if making is None:
             return self._recover(sentence) if serves else []
+        change = making.change
         if change.phase is ChangePhase.COMMITTING:
             # Nobody knows yet whether the decision is on disk.
             change.doomed = change.doomed or sentence
@@ -489,7 +383,7 @@ class CoordinatorMachine:
             return self._recover(sentence)
         if worker not in change.route.workers or worker in change.gone:
             return []
-        return self._fail(change, sentence, hopeless=hopeless)
+        return self._fail(making, sentence, hopeless=hopeless)
 
     def _donor_lost(self, change: Change, worker: int, sentence: str) -> list[Instruction]:
         """A worker that only gives pages away: no loss once it gave all of them. Who lacks pages will say so."""
@@ -500,48 +394,37 @@ class CoordinatorMachine:
 
     # --- time ---
 
+    def _timer_of(self, timer: str, after_s: float) -> SetTimer:
+        return SetTimer(timer, self.highest_epoch, after_s)
+
     def _timer(self, event: TimerFired) -> list[Instruction]:
-        change = self.change
+        making = self._making
         match event.timer:
             case "recover" if self.state is PipelineState.WAITING and event.epoch == self.highest_epoch:
-                return self._begin_cold("recover", self.route.stages)
+                return self._begin_cold("recover", self._wanted)
             case "steady" if self.state is PipelineState.SERVING and event.epoch == self.epoch:
                 self._failures = 0
                 return []
-            case _ if change is None or change.epoch != event.epoch:
+            case _ if making is None or making.change.epoch != event.epoch:
                 return []
             case "resend":
-                return [*self._resend(change), SetTimer("resend", change.epoch, self.limits.resend_s)]
-            case "prepare" if change.phase not in IRREVOCABLE | {ChangePhase.COMMITTING, ChangePhase.ABORTING}:
-                return self._too_slow(change, f"within {self.limits.prepare_s_max:g} s")
-            case "switch" if change.phase is ChangePhase.SWITCHING:
-                return self._too_slow(change, f"{self.limits.switch_s_max:g} s after the cut")
+                return [*making.resend(), self._timer_of("resend", self.limits.resend_s)]
+            case "prepare" if making.change.phase not in IRREVOCABLE | {ChangePhase.COMMITTING, ChangePhase.ABORTING}:
+                return self._too_slow(making, f"within {self.limits.prepare_s_max:g} s")
+            case "switch" if making.change.phase is ChangePhase.SWITCHING:
+                return self._too_slow(making, f"{self.limits.switch_s_max:g} s after the cut")
             case _:
                 return []
 
-    def _resend(self, change: Change) -> list[Instruction]:
-        if change.phase is ChangePhase.CLOSING:
-            return [_write("released", change.epoch)]
-        return [command for worker in change.unanswered() for command in self._command(change, worker)]
-
-    def _too_slow(self, change: Change, when: str) -> list[Instruction]:
-        slow = change.unanswered()
+    def _too_slow(self, making: ChangeMachine, when: str) -> list[Instruction]:
+        slow = making.change.unanswered()
         sentence = f"workers {', '.join(map(str, slow))} were not ready {when}"
-        failed = self._fail(change, sentence)
+        failed = self._fail(making, sentence)
         if self.state is PipelineState.WAITING:
-            failed.extend(self._retire(slow, kill=True, reason=sentence))
+            failed.extend(self.roster.retire(slow, kill=True, reason=sentence))
         return failed
 
     # --- the end ---
-
-    def _retire(self, workers: Iterable[int], *, kill: bool, reason: str) -> list[Instruction]:
-        """Let workers go; they count no more."""
-        retired: list[Instruction] = []
-        for worker in workers:
-            if self.workers.pop(worker, None) is not None:
-                self._leaving.add(worker)
-                retired.append(RetireWorker(worker, kill, reason))
-        return retired
 
     def _stop(self, _event: Stop) -> list[Instruction]:
         if self.state in (PipelineState.STOPPING, PipelineState.STOPPED, PipelineState.FAILED):
@@ -549,13 +432,13 @@ class CoordinatorMachine:
         serving = self.state is PipelineState.SERVING
         self.state = PipelineState.STOPPING
         self.reason = "the server is shutting down"
-        change, self.change = self.change, None
+        change, self._making = self.change, None
         ended: list[Instruction] = [Ended(change.epoch, "aborted", self.reason)] if change is not None else []
-        retired = self._retire(tuple(self.workers), kill=not serving, reason=self.reason)
+        retired = self.roster.retire(tuple(self.roster.is_up), kill=not serving, reason=self.reason)
         return [*ended, TakeDown("shutting_down", self.reason), *retired, *self._finish_if_all_gone()]
 
     def _finish_if_all_gone(self) -> list[Instruction]:
-        if self.workers or self._leaving:
+        if not self.roster.is_empty:
             return []
         if self.state is PipelineState.FAILED:
             return [Finish(True, self.reason)]
@@ -563,30 +446,3 @@ class CoordinatorMachine:
             self.state = PipelineState.STOPPED
             return [Finish(False, "every worker left")]
         return []
-
-
-def _refusal(change: Change, room: RoomKnown) -> str:
-    """Why the requests that are here do not let the change be, "" where they do."""
-    if room.largest_blocks > change.kv_blocks:
-        return (
-            f"the new stages have room for {change.kv_blocks} KV blocks of {BLOCK_TOKENS} tokens and a request that is "
-            f"here may need {room.largest_blocks}; use more stages, or wait for it to end"
-        )
-    if room.beyond and change.base is not None and not change.allow_preempt:
-        return (
-            f"the new stages have room for {change.kv_blocks} KV blocks, so {room.beyond} running requests would have to be "
-            "prefilled again; allow that (allow-preempt), use more stages, or try again later"
-        )
-    return ""
-
-
-def _write(
-    kind: RecordKind,
-    epoch: int,
-    *,
-    route: Route | None = None,
-    strategy: str = "",
-    kv_blocks: int = 0,
-    reason: str = "",
-) -> WriteJournal:
-    return WriteJournal(JournalRecord(kind, epoch, route, strategy, kv_blocks, reason))

@@ -52,7 +52,7 @@ class Pipeline:
         machine, counts = self._coordinator.machine, self._scheduler.counts()
         placement = machine.route.stages[stage]
         worker = placement.worker
-        facts, report = machine.facts.get(worker), self._pool.report(worker)
+        facts, report = machine.roster.facts.get(worker), self._pool.report(worker)
         return StageStatus(
             stage=stage,
             worker=worker,
@@ -70,7 +70,7 @@ class Pipeline:
             peak_rss_bytes=report.peak_rss_bytes if report else 0,
             busy_s=report.busy_s if report else 0.0,
             steps=report.steps if report else 0,
-            kv_bytes=machine.kv_bytes.get(worker, 0),
+            kv_bytes=machine.roster.kv_bytes.get(worker, 0),
             kv_pages_used=counts.kv_blocks_used,
             kv_pages_free=counts.kv_blocks - counts.kv_blocks_used,
         )
