@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
-import numpy as np
 import torch
 
 from .device_memory import free_bytes
@@ -21,10 +21,16 @@ from .program import Program
 from .warm_weights import WarmWeights
 from .weights import Checkpoint
 
+WarmKey = Callable[[LoweredGraph, Sequence[str]], str]
+"""Names the shared copy of an atom's weights."""
+
 
 @dataclass(frozen=True, slots=True)
 class LoadedAtom:
-    """An atom ready to run. ``head`` marks what only sampled tokens need: it reads ``sample_tokens`` and no KV."""
+    """An atom ready to run. ``head`` marks what only sampled tokens need: it reads ``sample_tokens`` and no KV.
+
+    ``nbytes`` is what its weights take.
+    """
 
     name: str
     call: Callable[..., tuple[torch.Tensor, ...]]
@@ -33,6 +39,7 @@ class LoadedAtom:
     weights: tuple[Any, ...]
     head: bool
     flat: bool
+    nbytes: int
 
     def run(self, step: Any, values: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """Compute from ``values`` by name; the hidden state is brought into the form that the graph takes."""
@@ -53,26 +60,29 @@ class AtomLoader:
         dtype: torch.dtype,
         device: torch.device,
         progress: Callable[[int, int], None],
-        warm: tuple[WarmWeights, Callable[[str], str]],
+        warm: WarmWeights,
+        warm_key: WarmKey,
     ) -> None:
         self.warm_bytes = 0
         self.disk_bytes = 0
-        self.bytes_of: dict[str, int] = {}
-        self._warm, self._warm_key = warm
+        self._warm = warm
+        self._warm_key = warm_key
         self._checkpoint = checkpoint
         self._program = program
         self._backend = backend
         self._dtype = dtype
         self._device = device
         self._progress = progress
+        self._sizes: dict[str, int] = {}
         self._done = 0
-        self._total = 0
 
-    def expect(self, names: Sequence[str]) -> None:
-        """Say how much will be read; raises where a weight is missing or memory cannot hold them all."""
-        stored = [spec for spec in (self._program.weights[name] for name in names) if spec.value is None]
-        self._total = sum(self._checkpoint.stored_bytes(spec) for spec in stored)
-        needed = sum(int(np.prod(spec.shape)) * self._dtype.itemsize for spec in stored)
+    def expect(self, weights: Sequence[tuple[LoweredGraph, Sequence[str]]]) -> None:
+        """Say which weights are to come, atom by atom; raises where one is missing or memory cannot hold them all."""
+        stored = {name: self._program.weights[name] for _, names in weights for name in names}
+        self._sizes = {name: self._checkpoint.stored_bytes(spec) for name, spec in stored.items() if spec.value is None}
+        own = (names for graph, names in weights if not self._warm.holds(self._warm_key(graph, names)))
+        shapes = (stored[name].shape for names in own for name in names if name in self._sizes)
+        needed = sum(prod(shape) * self._dtype.itemsize for shape in shapes)
         free = free_bytes(self._device)
         if needed > free:
             raise OutOfMemoryError(
@@ -81,7 +91,7 @@ class AtomLoader:
 
     def bind(self, name: str, graph: LoweredGraph, names: Sequence[str], layers: tuple[KvLayer, ...]) -> LoadedAtom:
         """An atom's callable with its own weights."""
-        key = self._warm_key(name)
+        key = self._warm_key(graph, names)
         weights = self._warm.fetch(key)
         if weights is not None:
             self.warm_bytes += _size(weights)
@@ -89,9 +99,8 @@ class AtomLoader:
         else:
             weights = self._warm.keep(key, self._build(graph, names))
             self.disk_bytes += _size(weights)
-        self.bytes_of[name] = _size(weights)
         head = "sample_tokens" in graph.inputs and not layers
-        return LoadedAtom(name, graph.call, graph.inputs, layers, weights, head, graph.flat)
+        return LoadedAtom(name, graph.call, graph.inputs, layers, weights, head, graph.flat, _size(weights))
 
     def _build(self, graph: LoweredGraph, names: Sequence[str]) -> tuple[Any, ...]:
         """Weights from the checkpoint, one after the other."""
@@ -112,9 +121,9 @@ class AtomLoader:
 
     def _count(self, names: Sequence[str]) -> None:
         """Tell that ``names`` are in."""
-        specs = (self._program.weights[name] for name in names)
-        self._done += sum(self._checkpoint.stored_bytes(spec) for spec in specs if spec.value is None)
-        self._progress(min(self._done, self._total), self._total)
+        total = sum(self._sizes.values())
+        self._done += sum(self._sizes.get(name, 0) for name in names)
+        self._progress(min(self._done, total), total)
 
 
 def _size(weights: Sequence[Any]) -> int:

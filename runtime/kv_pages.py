@@ -3,47 +3,71 @@
 A page is one layer's keys and values of one block of 16 tokens (`interface.BLOCK_TOKENS`). All pages of a layer lie in
 one array, each page in one contiguous run of bytes, so that a page changes its home with a single copy. How keys and
 values lie inside a page is the backend's business; stages that exchange pages must run the same backend.
+
+In host memory a layer's pages never move: each has address space of its own for more than it will ever need, so room is made
+without a copy, and other threads may gather and scatter pages meanwhile.
 """
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from .device_memory import free_bytes
-from .interface import EngineError, Int32Array, OutOfMemoryError
+from .interface import BLOCK_TOKENS, EngineError, Int32Array, OutOfMemoryError
+from .mapped_memory import AddressSpace
 from .program import AttentionLayer
+
+LAYER_BYTES_MAX = 256 << 30
+"""Address space of a layer where the host has more memory than this: 128 layers take 32 TiB of a process's 128."""
+
+Bytes = npt.NDArray[np.uint8]
 
 
 class KvLayer:
     """One layer's pages: ``pages`` is [blocks, page elements].
 
-    The object stays when its pages are resized: lowered atoms hold on to it.
+    The object stays when its pages become more or fewer: lowered atoms hold on to it.
     """
 
-    __slots__ = ("geometry", "page_elements", "pages")
+    __slots__ = ("_device", "_dtype", "_space", "geometry", "page_bytes", "page_elements", "pages")
 
-    def __init__(self, geometry: AttentionLayer, page_elements: int) -> None:
+    def __init__(self, geometry: AttentionLayer, page_elements: int, dtype: torch.dtype, device: torch.device) -> None:
         self.geometry = geometry
         self.page_elements = page_elements
-        self.pages = torch.empty(0, page_elements)
+        self.page_bytes = page_elements * dtype.itemsize
+        self.pages = torch.empty(0, page_elements, dtype=dtype, device=device)
+        self._dtype = dtype
+        self._device = device
+        self._space = AddressSpace(min(_host_bytes(), LAYER_BYTES_MAX)) if device.type == "cpu" else None
 
-    def resize(self, blocks: int, dtype: torch.dtype, device: torch.device) -> None:
-        """Hold at least ``blocks`` pages; those that exist keep their content, new ones are zero."""
-        before = self.pages
-        if blocks <= len(before):
+    def resize(self, blocks: int) -> None:
+        """Hold ``blocks`` pages; those that exist keep their content, new ones are zero."""
+        if self._space is not None:
+            size = blocks * self.page_bytes
+            self._space.discard(size)
+            self.pages = torch.from_numpy(self._space.open(size)).view(self._dtype).view(blocks, self.page_elements)
             return
-        pages = _zeros(blocks, self.page_elements, dtype, device)
-        kept = min(blocks, len(before))
-        pages[:kept] = before[:kept]
+        pages = torch.zeros(blocks, self.page_elements, dtype=self._dtype, device=self._device)
+        kept = min(blocks, len(self.pages))
+        pages[:kept] = self.pages[:kept]
         self.pages = pages
 
 
+RowCopy = Callable[[Bytes, Int32Array, Bytes], None]
+"""Copies rows between pages [blocks, page bytes], at the places of some blocks, and a packed array."""
+
+
 class KvPages:
-    """The pages of the layers that this worker holds. Block ids 0 .. ``blocks`` - 1 are valid in every one of them."""
+    """The pages of the layers that this worker holds; every resident layer has ``blocks`` of them once it was reserved.
+
+    `reserve` and `drop` are called by one thread, `add`, `gather` and `scatter` by any.
+    """
 
     def __init__(
         self,
@@ -54,92 +78,133 @@ class KvPages:
     ) -> None:
         self.layers: dict[int, KvLayer] = {}
         self.blocks = 0
+        self._wanted = 0
+        self._changing = threading.Lock()
         self._geometries = {geometry.layer: geometry for geometry in attention}
         self._page_elements = page_elements
         self._dtype = dtype
         self._device = device
+        self._copies = _row_copies() if device.type == "cpu" else None
 
     @property
     def bytes_per_block(self) -> int:
         """Bytes that one block takes over all layers that are here."""
-        return sum(layer.page_elements for layer in self.layers.values()) * self._dtype.itemsize
+        return sum(layer.page_bytes for layer in self.layers.values())
 
-    def layer(self, layer: int) -> KvLayer:
-        """The pages of ``layer``, none yet where it is new here."""
-        if layer not in self.layers:
-            geometry = self._geometries[layer]
-            self.layers = self.layers | {layer: KvLayer(geometry, self._page_elements(geometry))}
-        return self.layers[layer]
+    @property
+    def layout(self) -> str:
+        """What two workers' pages must have in common besides the backend: numbers, tokens, and every layer's geometry."""
+        shapes = sorted({(each.kv_heads, each.key_dim, each.value_dim) for each in self._geometries.values()})
+        described = ", ".join(f"{heads} heads of {key}+{value}" for heads, key, value in shapes)
+        return f"{str(self._dtype).removeprefix('torch.')}, {BLOCK_TOKENS} tokens, {described or 'no attention'}"
 
     def page_bytes(self, layer: int) -> int:
         """Bytes of one page of ``layer``."""
         return self._page_elements(self._geometries[layer]) * self._dtype.itemsize
 
-    def reserve(self, blocks: int) -> None:
-        """Have ``blocks`` pages at least in every layer, keeping content. Raises `OutOfMemoryError` before anything changed.
+    def make(self, layer: int) -> KvLayer:
+        """The pages of ``layer``: those that are here, or new ones, without a block yet, for `add`."""
+        geometry = self._geometries[layer]
+        known = self.layers.get(layer)
+        return known or KvLayer(geometry, self._page_elements(geometry), self._dtype, self._device)
 
-        Fewer than before free nothing: steps of the epoch before may still name the others, and pages go with their layer.
+    def add(self, layers: Iterable[KvLayer]) -> None:
+        """Take layers in that `make` gave."""
+        with self._changing:
+            self.layers = self.layers | {layer.geometry.layer: layer for layer in layers}
+
+    def reserve(self, blocks: int) -> None:
+        """Have ``blocks`` pages in every layer, keeping content. Raises `OutOfMemoryError` before anything changed.
+
+        Where there were more before, those stay until `drop`: steps of the epoch before may still name them.
         """
         if blocks < 0:
             raise EngineError(f"A worker cannot hold {blocks} KV blocks; ask for 0 or more")
-        lacking = (max(0, blocks - len(layer.pages)) * layer.page_elements for layer in self.layers.values())
-        needed = sum(lacking) * self._dtype.itemsize
-        free = free_bytes(self._device)
+        layers, held = self.layers, max(self.blocks, blocks)
+        needed = sum(max(0, held - len(layer.pages)) * layer.page_bytes for layer in layers.values())
+        free = free_bytes(self._device) if needed else 0
         if needed > free:
             raise OutOfMemoryError(
                 f"{blocks} KV blocks of {self.bytes_per_block} bytes need {needed} bytes more, {self._device} has {free} free; "
                 "ask for fewer blocks or give the stage fewer layers"
             )
-        for layer in self.layers.values():
-            layer.resize(blocks, self._dtype, self._device)
-        self.blocks = max(self.blocks, blocks)
+        try:
+            for layer in layers.values():
+                if held > len(layer.pages):
+                    layer.resize(held)
+        except MemoryError as error:
+            raise OutOfMemoryError(f"{blocks} KV blocks of {self.bytes_per_block} bytes do not fit: {error}") from error
+        self.blocks, self._wanted = held, blocks
 
     def drop(self, keep: Iterable[int]) -> int:
-        """Let go of the pages of every layer that is not in ``keep``; the bytes that were reserved for them."""
+        """Let go of the pages of every layer that is not in ``keep``, and of blocks beyond the last `reserve`.
+
+        Gives the bytes that were reserved for them.
+        """
         kept = set(keep)
-        gone = [layer for number, layer in self.layers.items() if number not in kept]
-        self.layers = {number: layer for number, layer in self.layers.items() if number in kept}
-        return sum(layer.pages.nbytes for layer in gone)
+        with self._changing:
+            before = self.layers
+            self.layers = {number: layer for number, layer in before.items() if number in kept}
+        held = sum(layer.pages.nbytes for layer in before.values())
+        self.blocks = self._wanted
+        for layer in self.layers.values():
+            if len(layer.pages) > self.blocks:
+                layer.resize(self.blocks)
+        return held - sum(layer.pages.nbytes for layer in self.layers.values())
 
     def gather(self, layer: int, blocks: Int32Array, out: memoryview) -> None:
         """Copy pages into ``out``, one after another. Without the GIL, so that a step goes on beside it."""
-        rows = self._rows(layer, blocks, out)
-        if isinstance(rows, np.ndarray):
-            np.take(rows, blocks, axis=0, out=np.frombuffer(out, np.uint8).reshape(len(blocks), -1), mode="clip")
+        pages = self._pages(layer, blocks, out)
+        if self._copies is not None:
+            self._copies[0](_rows(pages), blocks, np.frombuffer(out, np.uint8).reshape(len(blocks), -1))
         else:
-            found = rows[torch.from_numpy(blocks.astype(np.int64)).to(self._device)].cpu()
+            found = pages[torch.from_numpy(blocks.astype(np.int64)).to(self._device)].cpu()
             out[:] = found.view(torch.uint8).numpy().data.cast("B")
 
     def scatter(self, layer: int, blocks: Int32Array, data: memoryview) -> None:
         """Put pages that lie in ``data`` one after another in the places of ``blocks``."""
-        rows = self._rows(layer, blocks, data)
-        pages = np.frombuffer(data, np.uint8).reshape(len(blocks), -1)
-        if isinstance(rows, np.ndarray):
-            rows[blocks] = pages
+        pages = self._pages(layer, blocks, data)
+        packed = np.frombuffer(data, np.uint8).reshape(len(blocks), -1)
+        if self._copies is not None:
+            self._copies[1](_rows(pages), blocks, packed)
         else:
-            values = torch.from_numpy(pages.copy()).view(self._dtype).to(self._device)
-            rows[torch.from_numpy(blocks.astype(np.int64)).to(self._device)] = values
+            values = torch.from_numpy(packed.copy()).view(self._dtype).to(self._device)
+            pages[torch.from_numpy(blocks.astype(np.int64)).to(self._device)] = values
 
-    def _rows(self, layer: int, blocks: Int32Array, data: memoryview) -> np.ndarray[Any, Any] | torch.Tensor:
-        """The pages of a layer, a row each: bytes in host memory, elements elsewhere. Raises `EngineError`."""
-        if layer not in self.layers:
+    def _pages(self, layer: int, blocks: Int32Array, data: memoryview) -> torch.Tensor:
+        """The pages of a layer, where ``blocks`` lie in them and ``data`` is as long as they are. Raises `EngineError`."""
+        held = self.layers.get(layer)
+        if held is None:
             raise EngineError(f"This worker does not hold layer {layer}; it holds {sorted(self.layers)}")
-        if len(blocks) == 0 or not 0 <= blocks.min() <= blocks.max() < self.blocks:
-            raise EngineError(f"KV blocks {blocks.tolist()[:8]} are not all among the {self.blocks} reserved ones")
-        if data.nbytes != len(blocks) * self.page_bytes(layer):
-            raise EngineError(f"{len(blocks)} pages of {self.page_bytes(layer)} bytes do not fit {data.nbytes} bytes")
-        pages = self.layers[layer].pages
-        if self._device.type != "cpu":
-            return pages
-        rows: np.ndarray[Any, Any] = pages.view(torch.uint8).numpy()
-        return rows
+        pages = held.pages
+        if len(blocks) == 0 or not 0 <= blocks.min() <= blocks.max() < len(pages):
+            raise EngineError(f"KV blocks {blocks.tolist()[:8]} are not all among the {len(pages)} reserved ones")
+        if data.nbytes != len(blocks) * held.page_bytes:
+            raise EngineError(f"{len(blocks)} pages of {held.page_bytes} bytes do not fit {data.nbytes} bytes")
+        return pages
 
 
-def _zeros(blocks: int, elements: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Zeroed pages. On the host they take physical memory only as they are first written: most of a pool is never used."""
-    if device.type != "cpu":
-        return torch.zeros(blocks, elements, dtype=dtype, device=device)
-    from .kernels.memory import allocate
+def _rows(pages: torch.Tensor) -> Bytes:
+    rows: Bytes = pages.view(torch.uint8).numpy()
+    return rows
 
-    size = blocks * elements * dtype.itemsize
-    return torch.from_numpy(allocate(-(-size // 4))).view(torch.uint8)[:size].view(dtype).view(blocks, elements)
+
+def _row_copies() -> tuple[RowCopy, RowCopy]:
+    """Gather and scatter in host memory: compiled, or numpy's own where kernels cannot be compiled (an eighth slower)."""
+    try:
+        from .kernels.page_copy import gather_rows, scatter_rows
+    except Exception:  # as in `backends`: no LLVM for this CPU, an unwritable cache
+        return _take_rows, _put_rows
+    return gather_rows, scatter_rows
+
+
+def _take_rows(pages: Bytes, blocks: Int32Array, packed: Bytes) -> None:
+    np.take(pages, blocks, axis=0, out=packed, mode="clip")
+
+
+def _put_rows(pages: Bytes, blocks: Int32Array, packed: Bytes) -> None:
+    pages[blocks] = packed
+
+
+def _host_bytes() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -5,10 +5,12 @@ Owns the order of the passes and the binding to a device's backend. Knows nothin
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import torch
 from torch import nn
 
@@ -46,7 +48,7 @@ class LoweredGraph:
 
     ``layers`` are the atom's `KvLayer` by ordinal, ``inputs`` in the order of the program's graph, ``weights`` what
     ``recipes`` make of the weight ``slots``, in their order. The hidden state is [T, W] where
-    the graph is ``flat``, else [1, T, W].
+    the graph is ``flat``, else [1, T, W]. Graphs with the same ``digest`` make the same of the same weights.
     """
 
     call: Callable[..., tuple[torch.Tensor, ...]]
@@ -55,6 +57,7 @@ class LoweredGraph:
     recipes: tuple[AnyRecipe, ...]
     graph: torch.fx.Graph
     flat: bool
+    digest: str
 
 
 def lower(source: Graph, backend: lowered.Backend, shapes: Mapping[str, tuple[Dim, ...]]) -> LoweredGraph:
@@ -69,7 +72,8 @@ def lower(source: Graph, backend: lowered.Backend, shapes: Mapping[str, tuple[Di
     draft.graph.lint()
     module = torch.fx.GraphModule(nn.Module(), draft.graph)
     recipes = tuple(draft.recipes[node] for node in draft.graph.nodes if node in draft.recipes)
-    return LoweredGraph(module.forward, source.inputs, source.weights, recipes, draft.graph, draft.flat)
+    digest = hashlib.sha256(msgspec.msgpack.encode((source, dict(shapes)))).hexdigest()
+    return LoweredGraph(module.forward, source.inputs, source.weights, recipes, draft.graph, draft.flat, digest)
 
 
 def _bind(draft: Draft, backend: lowered.Backend) -> None:

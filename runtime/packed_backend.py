@@ -92,7 +92,7 @@ class PackedBackend:
         )
 
     def freeze(self, weight: Any) -> tuple[str, dict[str, int], list[Any], list[Any]]:
-        """Form, facts, arrays and parts of a packed weight, for `warm_weights`."""
+        """Form, facts, arrays and parts of a packed weight (`warm_weights.SharedForm`)."""
         if isinstance(weight, PackedExperts):
             return "experts", {}, [], list(weight.layers)
         facts, arrays = freeze(weight)

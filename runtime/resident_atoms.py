@@ -2,25 +2,30 @@
 
 A load runs beside steps, in another thread: it builds new atoms aside and makes them known at its end, in one assignment. The
 weights come from what is resident, then from this host's shared copy (`warm_weights`), then from the checkpoint.
+
+Whatever needs Python for long is done once, before there are steps: lowering graphs and reading the checkpoint's headers would
+hold the GIL, for which a step asks after every operator.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 
 from .atom_loader import AtomLoader, LoadedAtom
 from .device_memory import free_bytes
-from .interface import EngineError, EngineSpec, StageFacts, WeightSources
+from .interface import EngineError, EngineSpec, OutOfMemoryError, StageFacts, WeightSources
 from .kv_pages import KvPages
 from .lowered import Backend
 from .lowering import LoweredGraph, lower
 from .program import Program
-from .warm_weights import WarmWeights, warm_key
-from .weights import Checkpoint
+from .warm_weights import SharedForm, WarmWeights, warm_key
+from .weights import Checkpoint, WeightsError
 
 
 class ResidentAtoms:
@@ -41,38 +46,31 @@ class ResidentAtoms:
         self._pages = pages
         self._dtype = dtype
         self._device = device
-        self._lowered: dict[int, LoweredGraph] = {}
-        self._shapes = {node.name: node.shape for node in program.prelude.nodes if node.shape is not None}
+        shapes = {node.name: node.shape for node in program.prelude.nodes if node.shape is not None}
+        self._prelude_graph = lower(program.prelude, backend, {})
+        self._lowered = [lower(graph, backend, shapes) for graph in program.graphs]
+        self._warm = WarmWeights(spec.warm_folder, backend if isinstance(backend, SharedForm) else None)
+        self._checkpoint: Checkpoint | None = None
+        self._identity: tuple[Any, ...] = ()
+        self._changing = threading.Lock()
         self._prelude: LoadedAtom | None = None
         self._atoms: dict[int, LoadedAtom] = {}
-        self._bytes: dict[int, int] = {}
 
     def load(self, atoms: range, backend_reason: str, progress: Callable[[int, int], None]) -> StageFacts:
         """Make ``atoms`` resident beside those that are; what they weigh, and where their weights came from."""
         kept = [atom for atom in atoms if atom in self._atoms]
-        with Checkpoint(Path(self._spec.model_folder)) as checkpoint:
+        lacking = [atom for atom in atoms if atom not in self._atoms]
+        with self._opened() as checkpoint:
             loader = AtomLoader(
-                checkpoint, self._program, self._backend, self._dtype, self._device, progress, self._warm(checkpoint)
+                checkpoint, self._program, self._backend, self._dtype, self._device, progress, self._warm, self._key
             )
-            new = self._load_new([atom for atom in atoms if atom not in self._atoms], loader)
-        self._bytes |= {atom: loader.bytes_of[loaded.name] for atom, loaded in new.items()}
-        self._atoms = self._atoms | new  # another thread may be reading the old one
-        layers = self._layers(atoms)
-        sizes = [self._pages.page_bytes(layer) for layer in layers]
-        return StageFacts(
-            weight_bytes=sum(self._bytes[atom] for atom in atoms),
-            kv_bytes_per_block=sum(sizes),
-            memory_free_bytes=free_bytes(self._device),
-            layers=layers,
-            page_bytes=tuple(sizes),
-            page_layout=f"{self._backend.name} {self._spec.dtype}",
-            backend=backend_reason,
-            weights=WeightSources(
-                kept_bytes=sum(self._bytes[atom] for atom in kept),
-                warm_bytes=loader.warm_bytes,
-                disk_bytes=loader.disk_bytes,
-            ),
-        )
+            try:
+                new = self._load_new(lacking, loader)
+            except MemoryError as error:
+                raise OutOfMemoryError(
+                    f"The stage's weights do not fit: {error}; give the stage fewer layers"
+                ) from error
+        return self._facts(atoms, self._admit(new, kept), kept, loader, backend_reason)
 
     def run_of(self, atoms: range) -> tuple[LoadedAtom, list[LoadedAtom]]:
         """The prelude and ``atoms`` in order. Raises `EngineError` where one is not resident."""
@@ -83,7 +81,9 @@ class ResidentAtoms:
         return self._prelude, [resident[atom] for atom in atoms]
 
     def first_run(self) -> range:
-        """The first run of neighbouring resident atoms."""
+        """The first run of neighbouring resident atoms; raises `EngineError` where there are none."""
+        if not self._atoms:
+            raise EngineError("KV blocks were asked for before any weights were loaded")
         first = end = min(self._atoms)
         while end in self._atoms:
             end += 1
@@ -91,35 +91,70 @@ class ResidentAtoms:
 
     def drop(self, keep: range) -> int:
         """Let go of atoms outside ``keep`` and of their layers' pages; the bytes that they took."""
-        gone = [atom for atom in self._atoms if atom not in keep]
-        freed = sum(self._bytes.pop(atom) for atom in gone)
-        self._atoms = {atom: loaded for atom, loaded in self._atoms.items() if atom in keep}
+        with self._changing:
+            freed = sum(loaded.nbytes for atom, loaded in self._atoms.items() if atom not in keep)
+            self._atoms = {atom: loaded for atom, loaded in self._atoms.items() if atom in keep}
         return freed + self._pages.drop(self._layers(keep))
 
     def _load_new(self, atoms: list[int], loader: AtomLoader) -> dict[int, LoadedAtom]:
-        program = self._program
+        described = [self._program.atoms[atom] for atom in atoms]
         if self._prelude is None:
-            graph = lower(program.prelude, self._backend, {})
-            self._prelude = loader.bind("prelude", graph, program.prelude_weights, ())
-        loader.expect([name for atom in atoms for name in program.atoms[atom].weights])
+            self._prelude = loader.bind("prelude", self._prelude_graph, self._program.prelude_weights, ())
+        loader.expect([(self._lowered[each.graph], each.weights) for each in described])
         new = {}
-        for atom in atoms:
-            described = program.atoms[atom]
-            layers = tuple(self._pages.layer(layer) for layer in described.layers)
-            new[atom] = loader.bind(described.name, self._graph(described.graph), described.weights, layers)
+        for atom, each in zip(atoms, described, strict=True):
+            layers = tuple(self._pages.make(layer) for layer in each.layers)
+            new[atom] = loader.bind(each.name, self._lowered[each.graph], each.weights, layers)
         return new
 
-    def _graph(self, index: int) -> LoweredGraph:
-        """The callable of a graph, lowered once for all atoms that share it."""
-        if index not in self._lowered:
-            self._lowered[index] = lower(self._program.graphs[index], self._backend, self._shapes)
-        return self._lowered[index]
+    def _admit(self, new: dict[int, LoadedAtom], kept: list[int]) -> dict[int, LoadedAtom]:
+        """Let everyone see ``new``; gives all that are resident.
+
+        Raises `EngineError` where atoms that were not loaded anew are gone meanwhile.
+        """
+        with self._changing:
+            gone = [atom for atom in kept if atom not in self._atoms]
+            if gone:
+                raise EngineError(f"Atoms {gone} were dropped while a load counted on them; load again")
+            self._pages.add(layer for loaded in new.values() for layer in loaded.layers)
+            self._atoms = self._atoms | new
+            return self._atoms
+
+    def _facts(
+        self, atoms: range, resident: dict[int, LoadedAtom], kept: list[int], loader: AtomLoader, backend_reason: str
+    ) -> StageFacts:
+        layers = self._layers(atoms)
+        sizes = tuple(self._pages.page_bytes(layer) for layer in layers)
+        return StageFacts(
+            weight_bytes=sum(resident[atom].nbytes for atom in atoms),
+            kv_bytes_per_block=sum(sizes),
+            memory_free_bytes=free_bytes(self._device),
+            layers=layers,
+            page_bytes=sizes,
+            page_layout=f"{self._backend.name}, {self._pages.layout}",
+            backend=backend_reason,
+            weights=WeightSources(
+                kept_bytes=sum(resident[atom].nbytes for atom in kept),
+                warm_bytes=loader.warm_bytes,
+                disk_bytes=loader.disk_bytes,
+            ),
+        )
+
+    def _opened(self) -> Checkpoint:
+        """The checkpoint, its headers read once. Raises `WeightsError` where its files changed since."""
+        if self._checkpoint is None:
+            self._checkpoint = Checkpoint(Path(self._spec.model_folder))
+            self._identity = self._checkpoint.identity()
+        elif self._checkpoint.identity() != self._identity:
+            raise WeightsError(
+                f"The weights in {self._spec.model_folder} changed while they were served; restart the server"
+            )
+        return self._checkpoint
 
     def _layers(self, atoms: range) -> tuple[int, ...]:
         return tuple(sorted(layer for atom in atoms for layer in self._program.atoms[atom].layers))
 
-    def _warm(self, checkpoint: Checkpoint) -> tuple[WarmWeights, Callable[[str], str]]:
-        """This host's shared copy, and the key of an atom in it. A backend without a form to share keeps nothing."""
-        folder = self._spec.warm_folder if hasattr(self._backend, "freeze") else ""
-        common: tuple[Any, ...] = (checkpoint.identity(), self._spec.program_file, self._backend.name, self._spec.dtype)
-        return WarmWeights(folder, self._backend), lambda name: warm_key(*common, name)
+    def _key(self, graph: LoweredGraph, names: Sequence[str]) -> str:
+        """The key under which the weights ``names`` of ``graph`` are shared: all that decides their bytes."""
+        specs = [msgspec.msgpack.encode(self._program.weights[name]) for name in names]
+        return warm_key(self._identity, self._backend.name, self._spec.dtype, graph.digest, specs)

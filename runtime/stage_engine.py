@@ -90,7 +90,7 @@ class LoweredStageEngine:
     def forward(self, atoms: range, batch: RaggedBatch, hidden: BufferView | None) -> torch.Tensor:
         """What a step computes before sampling: hidden states [T, hidden size], or logits [N, V] on the last stage."""
         prelude, loaded = self.resident.run_of(atoms)
-        self._check(atoms, batch, hidden)
+        self._check(atoms, loaded, batch, hidden)
         tokens = self.spec.step_tokens_max if self._pads else batch.tokens
         step = self.backend.step(batch, tokens)
         values = self._inputs(batch, hidden, tokens)
@@ -110,9 +110,11 @@ class LoweredStageEngine:
     def _is_last(self, atoms: range) -> bool:
         return atoms.stop == len(self.program.atoms)
 
-    def _check(self, atoms: range, batch: RaggedBatch, hidden: BufferView | None) -> None:
+    def _check(self, atoms: range, loaded: Sequence[LoadedAtom], batch: RaggedBatch, hidden: BufferView | None) -> None:
         """What a peer sent must fit the step, this stage and its pages; anything else could read foreign memory."""
-        check_batch(batch, self.pages.blocks, self.program, self.spec.step_tokens_max)
+        # Layers that were loaded since the last `reserve` have no pages yet.
+        blocks = min((len(layer.pages) for atom in loaded for layer in atom.layers), default=self.pages.blocks)
+        check_batch(batch, blocks, self.program, self.spec.step_tokens_max)
         if (atoms.start == 0) != (hidden is None):
             raise EngineError(
                 "The first stage takes tokens and every other one takes the hidden state of the one before"

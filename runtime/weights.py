@@ -78,14 +78,21 @@ class Checkpoint:
     def __init__(self, folder: Path) -> None:
         self._descriptors: dict[Path, int] = {}
         self._tensors: dict[str, StoredTensor] = {}
-        for file in _files(folder):
+        self._files = _files(folder)
+        for file in self._files:
             self._tensors.update(_read_header(file))
         self.folder = folder
 
-    def identity(self) -> tuple[tuple[str, int, int], ...]:
-        """Path, size and time of each file: whether two checkpoints are the same, without reading them."""
-        facts = ((str(file.resolve()), os.fstat(descriptor)) for file, descriptor in sorted(self._descriptors.items()))
-        return tuple((path, status.st_size, status.st_mtime_ns) for path, status in facts)
+    def identity(self) -> tuple[tuple[str, int, int, int], ...]:
+        """Path, inode, size and time of each file: whether two checkpoints are the same, without reading them.
+
+        Raises `WeightsError` where one of them is gone.
+        """
+        try:
+            facts = [(str(file.resolve()), file.stat()) for file in self._files]
+        except OSError as error:
+            raise WeightsError(f"{self.folder} has lost a file of its weights: {error}") from error
+        return tuple((path, status.st_ino, status.st_size, status.st_mtime_ns) for path, status in facts)
 
     def __enter__(self) -> Checkpoint:
         return self
@@ -96,7 +103,7 @@ class Checkpoint:
         self.close()
 
     def close(self) -> None:
-        """Close the files; tensors read so far stay."""
+        """Close the files; tensors read so far stay, and a later `read` opens them again."""
         for descriptor in self._descriptors.values():
             os.close(descriptor)
         self._descriptors.clear()
