@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..transport.address import IpcAddress, parse_address
-from ..transport.interface import FrameError, Link, Transport
+from ..transport.interface import FrameError, Link, LinkClosedError, Transport
 from ..transport.ring import RingReader, RingWriter
 
 IN_MESSAGE = -1
@@ -31,6 +31,7 @@ class BulkSender:
         self._ring_path = ring_path
         self._slots = slots
         self._ring: RingWriter | None = None
+        self._closed = False
 
     @property
     def has_ring(self) -> bool:
@@ -40,8 +41,10 @@ class BulkSender:
     async def take(self, size: int, bytes_max: int) -> Bulk:
         """Memory for ``size`` of at most ``bytes_max`` bytes; waits for a free slot. Then `send` it or `give_back` it.
 
-        ``bytes_max`` is the same every time. Raises `PeerLostError`.
+        ``bytes_max`` is the same every time. Raises `PeerLostError`, `LinkClosedError` after `close`.
         """
+        if self._closed:
+            raise LinkClosedError(f"{self.link.name} was closed by this end")
         if self._ring_path is None:
             return Bulk(memoryview(bytearray(size)), IN_MESSAGE)
         if self._ring is None:
@@ -64,7 +67,8 @@ class BulkSender:
             self._ring.give_back(bulk.slot)
 
     def close(self) -> None:
-        """Give the ring's memory up; the link closes with its transport."""
+        """Give the ring's memory up, not the link. Idempotent."""
+        self._closed = True
         if self._ring is not None:
             self._ring.close()
 
@@ -75,18 +79,28 @@ class BulkReceiver:
     def __init__(self, link: Link, ring: RingReader | None) -> None:
         self.link = link
         self._ring = ring
+        self._viewed: set[int] = set()
 
     @classmethod
     async def bind(cls, transport: Transport, address: str, *, name: str) -> BulkReceiver:
         """Bind ``address``; on an ipc one a ring is expected beside it."""
         path = ring_path(address)
         ring = RingReader.listen(path) if path else None
-        return cls(await transport.bind(address, name=name), ring)
+        try:
+            return cls(await transport.bind(address, name=name), ring)
+        except BaseException:
+            if ring is not None:
+                ring.close()
+            raise
 
     def view(self, slot: int, size: int, parts: list[memoryview]) -> memoryview:
         """The ``size`` bytes of a message: its one other part, or those in ``slot``. Raises `FrameError` where they are not."""
         if self._ring is not None and slot >= 0 and not parts:
-            return self._ring.view(slot, size)
+            if slot in self._viewed:
+                raise FrameError(f"ring slot {slot} was sent again while it was in use")
+            view = self._ring.view(slot, size)
+            self._viewed.add(slot)
+            return view
         if len(parts) != 1 or parts[0].nbytes != size:
             raise FrameError(
                 f"{size} bytes were announced and came in parts of {[part.nbytes for part in parts]} bytes"
@@ -94,14 +108,16 @@ class BulkReceiver:
         return parts[0]
 
     def release(self, slot: int) -> None:
-        """What lay in ``slot`` is not needed any more."""
-        if self._ring is not None and slot >= 0:
+        """What lay in ``slot`` is not needed any more. After `close` there is nobody to tell."""
+        if self._ring is not None and slot in self._viewed:
+            self._viewed.remove(slot)
             self._ring.release(slot)
 
     def close(self) -> None:
-        """Give the ring's memory up; the link closes with its transport."""
+        """Give the ring's memory up, not the link; views that are in use stay good. Idempotent."""
         if self._ring is not None:
             self._ring.close()
+        self._viewed.clear()
 
 
 def ring_path(address: str) -> str | None:

@@ -1,7 +1,7 @@
 """Carries out `handoff_machine` on one worker for one epoch: its page links, and the copying in and out of pages.
 
-Before the cut a donor copies for a share of its time only and rests in between, so that steps go first; after it, at once. The
-engine copies in a thread of its own. Decides nothing.
+Before the cut a donor copies one run at a time, for a share of its time only, and rests in between, so that steps go first;
+after it, at once. The engine copies in a thread of its own. Decides nothing.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from typing import Protocol
 import numpy as np
 import trio
 
-from ..transport.interface import FrameError, PeerLostError, Transport
+from ..runtime.interface import EngineError
+from ..transport.interface import Transport, TransportError
 from .engine_port import EnginePort
 from .event_log import EventLog
-from .handoff_machine import (
+from .handoff_events import (
     Across,
     Begin,
     CutCame,
@@ -24,10 +25,8 @@ from .handoff_machine import (
     EndSent,
     Event,
     Fail,
-    HandoffLimits,
-    HandoffMachine,
+    GivenUp,
     Instruction,
-    LinkBroke,
     Progress,
     Refuse,
     RunCame,
@@ -36,11 +35,17 @@ from .handoff_machine import (
     SendEnd,
     SendRun,
     StepEnded,
+    TransferBroke,
     Vote,
+    Welcomed,
 )
-from .messages import CopyTotals, Open, PageRun, PagesEnd, PagesWelcome, Transfer
+from .handoff_machine import HandoffLimits, HandoffMachine
+from .messages import CopyTotals, Open, PageRun, PagesEnd, PagesWelcome
 from .page_ledger import PageLedger
 from .page_link import ArrivedRun, PageReceiver, PageSender
+
+PROGRESS_INTERVAL_S = 0.1
+"""Least time between two reports of progress."""
 
 
 class HandoffListener(Protocol):
@@ -70,11 +75,13 @@ class _Way:
     sender: PageSender
     jobs: trio.MemorySendChannel[SendRun | SendEnd]
     jobs_receiver: trio.MemoryReceiveChannel[SendRun | SendEnd]
-    welcome: trio.Event
 
 
 class Handoff:
-    """See the module. `open`, then `run` in a task; `cut` and `stepped` are called as the worker's steps go."""
+    """See the module. `open`, then `run` in a task of its own until cancelled, beside it `stepped` and `cut`; `close` at the end.
+
+    ``listener`` is told from within these tasks. Nothing that a peer or the engine does wrong is raised: it fails the handoff.
+    """
 
     def __init__(
         self,
@@ -88,39 +95,42 @@ class Handoff:
     ) -> None:
         self.machine = HandoffMachine(opened, worker, ledger, limits)
         self._opened = opened
-        self._worker = worker
         self._engine = engine
         self._listener = listener
         self._log = log
         self._limits = limits
         self._ways: dict[int, _Way] = {}
         self._receivers: dict[int, PageReceiver] = {}
-        self._rest = trio.CancelScope()
+        self._hurry = trio.Event()
+        self._gentle_turn = trio.Lock()
+        self._progress_due_at = -float("inf")
 
     async def open(self, transport: Transport) -> None:
-        """Bind what this worker takes, connect to what it gives."""
-        for place, transfer in enumerate(self._opened.transfers):
-            name = f"pages from worker {transfer.donor} to worker {transfer.acquirer}"
-            if transfer.acquirer == self._worker:
-                self._receivers[place] = await PageReceiver.bind(transport, transfer.address, name=name)
-            else:
-                bytes_max = max(self._limits.run_bytes_max, *transfer.page_bytes)
-                sender = await PageSender.connect(transport, transfer.address, name=name, run_bytes_max=bytes_max)
-                self._ways[place] = _Way(sender, *trio.open_memory_channel[SendRun | SendEnd](1), trio.Event())
+        """Bind what this worker takes, connect to what it gives. An address that cannot be used fails the handoff."""
+        try:
+            for place in (*self.machine.takes, *self.machine.gives):
+                await self._watch(place, self._open_one, place, transport)
+        except BaseException:
+            await self._close_links()
+            raise
 
     async def run(self) -> None:
-        """Hand over until cancelled."""
-        async with trio.open_nursery() as nursery:
-            for place, way in self._ways.items():
-                nursery.start_soon(self._watch, place, self._give, place, way)
-                nursery.start_soon(self._watch, place, self._hear_refusals, place, way)
-            for place, receiver in self._receivers.items():
-                nursery.start_soon(self._watch, place, self._take, place, receiver)
-            await self._handle(Begin())
+        """Hand over until cancelled, then close the links."""
+        try:
+            async with trio.open_nursery() as nursery:
+                for place, way in self._ways.items():
+                    nursery.start_soon(self._watch, place, self._give, place, way)
+                    nursery.start_soon(self._watch, place, self._hear_acquirer, place, way)
+                for place, receiver in self._receivers.items():
+                    nursery.start_soon(self._watch, place, self._take, place, receiver)
+                await self._handle(Begin())
+        finally:
+            self.close()
+            await self._close_links()
 
     async def cut(self, live: bytes) -> None:
         """The last old step has run: send the rest, in haste."""
-        self._rest.cancel()
+        self._hurry.set()
         await self._handle(CutCame(live))
 
     async def stepped(self) -> None:
@@ -128,33 +138,57 @@ class Handoff:
         await self._handle(StepEnded())
 
     def close(self) -> None:
-        """Give the rings' memory up."""
+        """Stop, and give the rings' memory up; the links close as `run` ends. Idempotent."""
+        self.machine.handle(GivenUp())
         for way in self._ways.values():
             way.sender.close()
         for receiver in self._receivers.values():
             receiver.close()
 
+    async def _close_links(self) -> None:
+        for way in self._ways.values():
+            await way.sender.aclose()
+        for receiver in self._receivers.values():
+            await receiver.aclose()
+
     # --- tasks ---
 
     async def _watch(self, place: int, task: Callable[..., Awaitable[None]], *args: object) -> None:
-        """Run a task of one transfer; a peer that is lost or sends garbage ends the transfer, not the worker."""
+        """Run a task of one transfer. A lost or lying peer, or an engine that cannot copy, ends the transfer, not the worker."""
         try:
             await task(*args)
-        except (PeerLostError, FrameError) as error:
-            await self._handle(LinkBroke(place, f"{_name(self._opened.transfers[place])}: {error}"))
+        except (TransportError, EngineError) as error:
+            await self._handle(TransferBroke(place, f"{self._name(place)} broke: {error}"))
+
+    async def _open_one(self, place: int, transport: Transport) -> None:
+        transfer, name = self._opened.transfers[place], self._name(place)
+        if place in self.machine.takes:
+            self._receivers[place] = await PageReceiver.bind(transport, transfer.address, name=name)
+        else:
+            bytes_max = max(self._limits.run_bytes_max, *transfer.page_bytes)
+            sender = await PageSender.connect(transport, transfer.address, name=name, run_bytes_max=bytes_max)
+            self._ways[place] = _Way(sender, *trio.open_memory_channel[SendRun | SendEnd](1))
 
     async def _give(self, place: int, way: _Way) -> None:
-        await way.welcome.wait()
         async for job in way.jobs_receiver:
             if isinstance(job, SendEnd):
                 await way.sender.send_end(self._opened.epoch)
                 await self._handle(EndSent(place))
                 continue
-            began_s = trio.current_time()
-            await self._send(way.sender, job)
-            if not job.hurried:
-                await self._rest_after(trio.current_time() - began_s)
+            if job.hurried:
+                await self._send(way.sender, job)
+            else:
+                await self._send_gently(way.sender, job)
             await self._handle(RunSent(place))
+
+    async def _send_gently(self, sender: PageSender, job: SendRun) -> None:
+        """Send, then rest, unless the cut comes; all transfers of this worker in turn, so that their shares do not add up."""
+        async with self._gentle_turn:
+            began_s = trio.current_time()
+            await self._send(sender, job)
+            busy_s = trio.current_time() - began_s
+            with trio.move_on_after(busy_s * (1 / self._limits.copy_share_max - 1)):
+                await self._hurry.wait()
 
     async def _send(self, sender: PageSender, job: SendRun) -> None:
         run = PageRun(self._opened.epoch, job.layer, job.blocks.tobytes(), job.filled, job.page_bytes, 0)
@@ -164,17 +198,11 @@ class Handoff:
 
         await sender.send(run, len(job.blocks) * job.page_bytes, gather)
 
-    async def _rest_after(self, busy_s: float) -> None:
-        """Give way to steps, unless the cut comes."""
-        with trio.CancelScope() as rest:
-            self._rest = rest
-            await trio.sleep(busy_s * (1 / self._limits.copy_share_max - 1))
-
-    async def _hear_refusals(self, place: int, way: _Way) -> None:
+    async def _hear_acquirer(self, place: int, way: _Way) -> None:
         while True:
             message = await way.sender.receive()
             if isinstance(message, PagesWelcome):
-                way.welcome.set()
+                await self._handle(Welcomed(place, message))
             else:
                 await self._handle(RunRefused(place, message))
 
@@ -183,10 +211,13 @@ class Handoff:
         while True:
             arrived = await receiver.receive()
             if isinstance(arrived, PagesEnd):
-                await self._handle(EndCame(place))
-            else:
-                await self._handle(RunCame(place, arrived.run, await self._put(place, arrived)))
+                await self._handle(EndCame(place, arrived.epoch))
+                continue
+            try:
+                fault = await self._put(place, arrived)
+            finally:
                 receiver.release(arrived.run)
+            await self._handle(RunCame(place, arrived.run, fault))
 
     async def _put(self, place: int, arrived: ArrivedRun) -> str:
         """Put pages in their places; what is wrong with them, "" where they are."""
@@ -216,12 +247,17 @@ class Handoff:
             case Vote():
                 await self._listener.handoff_voted(epoch)
             case Progress(sent_bytes, remaining_bytes):
-                await self._listener.handoff_progressed(epoch, sent_bytes, remaining_bytes)
+                await self._progress(sent_bytes, remaining_bytes)
             case Across(copied):
                 await self._listener.handoff_across(epoch, copied)
             case Fail(sentence):
                 await self._listener.handoff_failed(epoch, sentence)
 
+    async def _progress(self, sent_bytes: int, remaining_bytes: int) -> None:
+        if trio.current_time() >= self._progress_due_at:
+            self._progress_due_at = trio.current_time() + PROGRESS_INTERVAL_S
+            await self._listener.handoff_progressed(self._opened.epoch, sent_bytes, remaining_bytes)
 
-def _name(transfer: Transfer) -> str:
-    return f"the transfer from worker {transfer.donor} to worker {transfer.acquirer}"
+    def _name(self, place: int) -> str:
+        transfer = self._opened.transfers[place]
+        return f"the transfer of pages from worker {transfer.donor} to worker {transfer.acquirer}"

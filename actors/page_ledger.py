@@ -13,10 +13,15 @@ import numpy as np
 import numpy.typing as npt
 
 from ..runtime.interface import BLOCK_TOKENS, Int32Array
+from ..transport.interface import FrameError
 from .messages import StepPlan
 
 Int64Array = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
+BLOCKS_MAX = 1 << 22
+"""Above every block id that a plan may name: 67 million tokens, for which a ledger takes 128 MiB."""
+NOBODY = -1
+"""Owner of a block that came from another worker and that no step here has named yet."""
 _ARRIVED = 1
 """Version of a block that came from another worker and was not written to since; own writes count from above it."""
 
@@ -47,23 +52,27 @@ class PageLedger:
         if lacking > 0:
             new = np.zeros(lacking, np.int64)
             self.filled, self.version = np.concatenate((self.filled, new)), np.concatenate((self.version, new))
-            self.life, self.owner = np.concatenate((self.life, new)), np.concatenate((self.owner, new))
+            self.life, self.owner = np.concatenate((self.life, new)), np.concatenate((self.owner, new + NOBODY))
 
     def begin_step(self, plan: StepPlan) -> None:
-        """A step is about to run: what it writes to is neither full nor copied until it has."""
-        blocks, _ = self._touched(plan)
-        self.filled[blocks] = 0
+        """A step is about to run: what it writes to is not full until it has.
+
+        Raises `FrameError`, with nothing changed, where the plan's arrays do not fit together or name impossible blocks.
+        """
+        writes = _read(plan)
+        self.ensure(writes.blocks_end)
+        self.filled[writes.blocks] = 0
 
     def end_step(self, plan: StepPlan) -> None:
-        """It has run."""
-        blocks, positions = self._touched(plan)
-        offsets = positions % BLOCK_TOKENS
+        """It has run: what it wrote to has changed, so a copy taken meanwhile counts for nothing. Raises as `begin_step`."""
+        writes = _read(plan)
+        offsets = writes.positions % BLOCK_TOKENS
         self.clock += 1
-        self.version[blocks] = self.clock
-        self.life[blocks[offsets == 0]] = self.clock
+        self.version[writes.blocks] = self.clock
+        self.life[writes.blocks[offsets == 0]] = self.clock
         # Positions ascend within a row and no two rows share a block, so the last assignment is the highest fill.
-        self.filled[blocks] = offsets + 1
-        self.owner[blocks] = np.repeat(np.asarray(plan.requests, np.int64), _row_lengths(plan))
+        self.filled[writes.blocks] = offsets + 1
+        self._own(writes)
 
     def arrived(self, blocks: Int32Array, filled: npt.NDArray[np.uint8]) -> None:
         """Pages of ``blocks`` came from another worker. Where this one has run steps itself, it knows better."""
@@ -77,22 +86,54 @@ class PageLedger:
 
     def forget(self) -> None:
         """No page means anything any more."""
-        for array in (self.filled, self.version, self.life, self.owner):
+        for array in (self.filled, self.version, self.life):
             array[:] = 0
+        self.owner[:] = NOBODY
 
-    def _touched(self, plan: StepPlan) -> tuple[Int64Array, Int64Array]:
-        """For each token of the step: its block and its position."""
+    def _own(self, writes: _Writes) -> None:
+        """Rows whose first block is not known as theirs came from another worker: all of their blocks become theirs.
+
+        That happens once in a request's time here, so a step's cost stays that of its tokens.
+        """
+        self.owner[writes.blocks] = writes.requests[writes.rows]
+        strange = self.owner[writes.tables[:, 0]] != writes.requests
+        if strange.any():
+            tables = writes.tables[strange]
+            held = (tables >= 0) & (tables < len(self.owner))
+            self.owner[tables[held]] = np.repeat(writes.requests[strange], np.count_nonzero(held, axis=1))
+
+
+@dataclass(frozen=True, slots=True)
+class _Writes:
+    """A plan's arrays: for each token its row, position and block; for each row its request and table."""
+
+    rows: Int64Array
+    positions: Int64Array
+    blocks: Int64Array
+    requests: Int64Array
+    tables: Int32Array
+
+    @property
+    def blocks_end(self) -> int:
+        """One more than the highest block that is named, at least in the first column or by a token."""
+        return int(max(self.blocks.max(initial=-1), self.tables[:, 0].max(initial=-1))) + 1
+
+
+def _read(plan: StepPlan) -> _Writes:
+    try:
+        requests = np.asarray(plan.requests, np.int64)
+        tables = np.frombuffer(plan.block_tables, np.int32).reshape(len(requests), -1)
         positions = np.frombuffer(plan.positions, np.int32).astype(np.int64)
-        tables = np.frombuffer(plan.block_tables, np.int32).reshape(len(plan.requests), -1)
-        rows = np.repeat(np.arange(len(plan.requests)), _row_lengths(plan))
+        row_starts = np.frombuffer(plan.row_starts, np.int32)
+        rows = np.repeat(np.arange(len(requests)), row_starts[1:] - row_starts[:-1])
         blocks = tables[rows, positions // BLOCK_TOKENS].astype(np.int64)
-        if len(blocks):
-            self.ensure(int(blocks.max()) + 1)
-        return blocks, positions
-
-
-def _row_lengths(plan: StepPlan) -> npt.NDArray[np.int32]:
-    return np.diff(np.frombuffer(plan.row_starts, np.int32))
+        lowest = min(positions.min(), blocks.min(), tables[:, 0].min())
+    except (ValueError, IndexError) as error:
+        raise FrameError(f"step {plan.step} holds arrays that do not fit together: {error}") from error
+    writes = _Writes(rows, positions, blocks, requests, tables)
+    if lowest < 0 or writes.blocks_end > BLOCKS_MAX:
+        raise FrameError(f"step {plan.step} names positions or blocks below 0, or blocks from {BLOCKS_MAX} on")
+    return writes
 
 
 def blocks_in(bits: bytes, blocks: int) -> Bools:

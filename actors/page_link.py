@@ -63,8 +63,13 @@ class PageSender:
         return TO_DONOR.decode(payload)
 
     def close(self) -> None:
-        """Give the ring's memory up; the link closes with its transport."""
+        """Give the ring's memory up. Idempotent."""
         self._bulk.close()
+
+    async def aclose(self) -> None:
+        """Close the link, too. Idempotent."""
+        self.close()
+        await self._bulk.link.aclose()
 
 
 class PageReceiver:
@@ -100,5 +105,10 @@ class PageReceiver:
         await self._bulk.link.send([TO_DONOR.encode(refusal)])
 
     def close(self) -> None:
-        """Give the ring's memory up; the link closes with its transport."""
+        """Give the ring's memory up. Idempotent."""
         self._bulk.close()
+
+    async def aclose(self) -> None:
+        """Close the link, too. Idempotent."""
+        self.close()
+        await self._bulk.link.aclose()
