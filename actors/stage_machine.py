@@ -13,7 +13,7 @@ Rules:
  7. Drain lets the plans that are here finish; then the worker is retired and accepts nothing.
  8. No clock, no socket, no thread here: events in, instructions out. An illegal event raises and changes nothing.
 
-Phases of one epoch at one worker (`_LEGAL` is the table; a worker that only gives pages away skips the first two):
+Phases of one epoch at one worker (`worker_epoch.LEGAL` is the table; a worker that only gives pages away skips the first two):
 
     loading --weights--> loaded --open--> opening --handoff ready--> prepared --cut--> switching --pages here--> switched
        '------------------- abort, a newer epoch, a failure: discarded ---'             switched --release--> released
@@ -21,10 +21,8 @@ Phases of one epoch at one worker (`_LEGAL` is the table; a worker that only giv
 
 from __future__ import annotations
 
-import enum
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 from .messages import (
     Abort,
@@ -67,52 +65,11 @@ from .stage_events import (
     Tell,
     WeightsLoaded,
 )
-
-
-class Phase(enum.Enum):
-    """Where one epoch is at this worker."""
-
-    LOADING = "loading"
-    LOADED = "loaded"
-    OPENING = "opening"
-    PREPARED = "prepared"
-    SWITCHING = "switching"
-    SWITCHED = "switched"
-    RELEASED = "released"
+from .worker_epoch import LEGAL, Phase, WorkerEpoch
 
 
 class StageProtocolError(Exception):
     """A peer sent what it must not send now; the sentence says what. The worker cannot go on; nothing was changed."""
-
-
-_LEGAL: dict[type, frozenset[Phase]] = {
-    WeightsLoaded: frozenset({Phase.LOADING}),
-    Open: frozenset({Phase.LOADED}),
-    EpochOpened: frozenset({Phase.OPENING}),
-    Cut: frozenset({Phase.PREPARED}),
-    PagesCrossed: frozenset({Phase.SWITCHING}),
-    Release: frozenset({Phase.SWITCHED, Phase.RELEASED}),
-    Abort: frozenset({Phase.LOADING, Phase.LOADED, Phase.OPENING, Phase.PREPARED}),
-}
-"""In which phase of the epoch that it names an event may come, where it is not the second time of one that did."""
-
-
-@dataclass(slots=True)
-class _Epoch:
-    """One epoch at this worker. ``atoms`` is empty where it only gives pages away."""
-
-    epoch: int
-    phase: Phase
-    atoms: range = range(0)
-    stage: int = -1
-    has_upstream: bool = False
-    has_transfers: bool = False
-    activations: deque[ActivationArrived] = field(default_factory=deque)
-    loaded: Loaded | None = None
-    prepared: Prepared | None = None
-    cut_step: int = -1
-    switched: Switched | None = None
-    released: Released | None = None
 
 
 Answer = Callable[[int], FromStage | None]
@@ -125,8 +82,8 @@ class StageMachine:
     def __init__(self, worker: int) -> None:
         self.worker = worker
         self.retired = False
-        self._serving: _Epoch | None = None
-        self._next: _Epoch | None = None
+        self._serving: WorkerEpoch | None = None
+        self._next: WorkerEpoch | None = None
         self._highest_epoch = -1
         self._queue: deque[StepPlan | Cut] = deque()
         self._running: StepPlan | None = None
@@ -187,7 +144,7 @@ class StageMachine:
             return self._too_late("Prepare", event.epoch)
         discarded = self._discard_next()
         atoms = range(event.first_atom, event.end_atom)
-        self._next = _Epoch(event.epoch, Phase.LOADING, atoms, event.stage)
+        self._next = WorkerEpoch(event.epoch, Phase.LOADING, atoms, event.stage)
         self._highest_epoch = event.epoch
         return [*discarded, StartLoading(event)]
 
@@ -210,7 +167,7 @@ class StageMachine:
         discarded: list[Instruction] = []
         if known is None:
             discarded = self._discard_next()
-            known = self._next = _Epoch(event.epoch, Phase.OPENING)
+            known = self._next = WorkerEpoch(event.epoch, Phase.OPENING)
             self._highest_epoch = event.epoch
         known.phase = Phase.OPENING
         known.has_upstream = bool(event.upstream)
@@ -294,13 +251,13 @@ class StageMachine:
     def _open_epochs(self) -> tuple[int, ...]:
         return tuple(known.epoch for known in (self._serving, self._next) if known is not None)
 
-    def _known(self, epoch: int) -> _Epoch | None:
+    def _known(self, epoch: int) -> WorkerEpoch | None:
         return next(
             (known for known in (self._serving, self._next) if known is not None and known.epoch == epoch), None
         )
 
-    def _check(self, event: Event, known: _Epoch) -> None:
-        if known.phase not in _LEGAL[type(event)]:
+    def _check(self, event: Event, known: WorkerEpoch) -> None:
+        if known.phase not in LEGAL[type(event)]:
             raise StageProtocolError(f"{type(event).__name__} came while epoch {known.epoch} was {known.phase.value}")
 
     # --- the cut ---
@@ -335,7 +292,7 @@ class StageMachine:
         self._check(event, known)
         return self._become_switched(known, event.copied)
 
-    def _become_switched(self, known: _Epoch, copied: CopyTotals) -> list[Instruction]:
+    def _become_switched(self, known: WorkerEpoch, copied: CopyTotals) -> list[Instruction]:
         known.phase = Phase.SWITCHED
         known.switched = Switched(known.epoch, self.worker, known.cut_step, copied)
         return [Tell(known.switched), *self._next_step()]
