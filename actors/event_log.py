@@ -53,6 +53,9 @@ CATALOGUE: Mapping[str, tuple[str, ...]] = {
     "neighbour_lost": ("epoch", "link", "sentence"),
     "worker_leaving": ("reason",),
     "worker_failed": ("error", "sentence"),
+    # the simulated world
+    "fault_injected": ("fault", "phase", "target"),
+    "rule_violated": ("rule", "sentence"),
     # gateway
     "gateway_draining": ("drain_s_max",),
     "gateway_closed": ("cut_connections",),

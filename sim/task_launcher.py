@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
-from typing import TextIO
 
 import trio
 
 from ..actors.engine_port import EnginePort
-from ..actors.event_log import EventLog
+from ..actors.event_log import EventLog, LogStream
 from ..actors.route import StagePlacement
 from ..actors.stage import StageActor
 from ..actors.worker_pool import CONTROL_LIMITS
@@ -58,7 +57,7 @@ class TaskLauncher:
     """Launches workers as tasks of ``nursery``. ``processes`` holds those that run, by worker, for a test to kill."""
 
     def __init__(
-        self, network: MemoryNetwork, nursery: trio.Nursery, make_engine: Callable[[], EnginePort], log: TextIO
+        self, network: MemoryNetwork, nursery: trio.Nursery, make_engine: Callable[[], EnginePort], log: LogStream
     ) -> None:
         self.processes: dict[int, TaskProcess] = {}
         self.actors: dict[int, StageActor] = {}

@@ -80,7 +80,7 @@ class MemoryNetwork:
         """Undo `cut`; what stood still arrives now."""
         self._cuts.discard((source, target))
         for wire in self._wires.get(target, []):
-            wire.arrivals.unpark_all()
+            wire.look_again()
 
     def hang(self, process: str) -> None:
         """Let nothing reach or leave a process, as if it were stopped, until it crashes."""
@@ -132,7 +132,8 @@ class MemoryWire:
         self.process = process
         self.peer: MemoryWire | None = None
         self.corrupts_next = False
-        self.arrivals = trio.lowlevel.ParkingLot()
+        self._arrivals = trio.lowlevel.ParkingLot()  # where whoever wants frames waits
+        self._events = trio.lowlevel.ParkingLot()  # where whoever wants events waits
         self._network = network
         self._generator = generator
         self._under_way: deque[tuple[float, list[memoryview]]] = deque()
@@ -148,7 +149,12 @@ class MemoryWire:
             wire.peer = peer
             wire._peer_process = peer.process  # noqa: SLF001 - the other end, of the same class
             wire._met = True  # noqa: SLF001
-            wire.arrivals.unpark_all()
+            wire.look_again()
+
+    def look_again(self) -> None:
+        """Wake whoever waits: what they wait for may have changed."""
+        self._arrivals.unpark_all()
+        self._events.unpark_all()
 
     def send_nowait(self, segments: Segments) -> bool:
         """See `Wire`. Copies, as a process boundary would."""
@@ -166,7 +172,8 @@ class MemoryWire:
         """A frame set out towards this end; it arrives after ``delay_s``, never before an earlier one."""
         self._last_arrival_at = max(self._last_arrival_at, trio.current_time() + delay_s)
         self._under_way.append((self._last_arrival_at, segments))
-        self.arrivals.unpark_all()
+        if len(self._under_way) == 1:  # else somebody sleeps until an earlier one arrives
+            self._arrivals.unpark_all()
 
     def receive_nowait(self) -> list[memoryview] | None:
         """See `Wire`."""
@@ -176,7 +183,7 @@ class MemoryWire:
 
     async def wait_receivable(self) -> None:
         """See `Wire`."""
-        await self._sleep_until(self._next_arrival_at())
+        await _sleep_until(self._arrivals, self._next_arrival_at())
 
     async def next_event(self) -> WireEvent:
         """See `Wire`."""
@@ -189,7 +196,7 @@ class MemoryWire:
                 self._ends_at = NEVER
                 await trio.lowlevel.cancel_shielded_checkpoint()
                 return WireEvent.DISCONNECTED
-            await self._sleep_until(self._end_noticed_at())
+            await _sleep_until(self._events, self._end_noticed_at())
 
     def settle(self) -> None:
         """See `Wire`. Ends that met are joined to nobody else anyway."""
@@ -210,7 +217,7 @@ class MemoryWire:
     def _hear_the_end(self, delay_s: float) -> None:
         self._ends_at = max(self._last_arrival_at, trio.current_time() + delay_s)
         self.peer = None
-        self.arrivals.unpark_all()
+        self._events.unpark_all()
 
     def _delay_s(self) -> float:
         return self._network.weather.draw_delay_s(self._generator)
@@ -223,10 +230,6 @@ class MemoryWire:
 
     def _is_cut_off(self) -> bool:
         return self._network.is_cut(self._peer_process, self.process)
-
-    async def _sleep_until(self, when: float) -> None:
-        with trio.move_on_at(when):
-            await self.arrivals.park()
 
 
 class MemoryTransport:
@@ -255,3 +258,12 @@ class MemoryTransport:
         # Shielded: a cancel here would leave the caller without the link that is already running.
         await trio.lowlevel.cancel_shielded_checkpoint()
         return link
+
+
+async def _sleep_until(lot: trio.lowlevel.ParkingLot, when: float) -> None:
+    """Sleep until ``when``, or until woken."""
+    if when == NEVER:
+        await lot.park()
+        return
+    with trio.move_on_at(when):
+        await lot.park()
