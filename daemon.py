@@ -20,7 +20,8 @@ import trio
 
 from .actors.config import ServeConfig, parse_size
 from .actors.coordinator import Coordinator
-from .actors.coordinator_machine import CoordinatorMachine, PipelineState
+from .actors.coordinator_events import PipelineState
+from .actors.coordinator_machine import CoordinatorMachine
 from .actors.event_log import EventLog, LogFile
 from .actors.gateway.app import GatewayConfig, make_app
 from .actors.gateway.app import serve as serve_app

@@ -1,7 +1,8 @@
-"""What goes into the `coordinator_machine` and what comes out of it: events and instructions, values only."""
+"""What goes into the `coordinator_machine` and what comes out of it: events, instructions and its state, values only."""
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass
 from typing import Literal
 
@@ -30,6 +31,19 @@ ToWorker = Prepare | Open | Confirm | Release | Abort
 FromWorker = (
     LoadProgress | Loaded | CopyProgress | Prepared | Switched | Released | Aborted | HandoffFailed | StageFailed
 )
+
+
+class PipelineState(enum.Enum):
+    """Where the pipeline is in its life."""
+
+    IDLE = "idle"
+    STARTING = "starting"
+    SERVING = "serving"
+    WAITING = "waiting"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+    FAILED = "failed"
+
 
 # --- events ---------------------------------------------------------------------------------------------------------
 

@@ -19,7 +19,6 @@ Rules:
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Callable, Iterable
 
 from .change import IRREVOCABLE, Change, ChangePhase
@@ -33,6 +32,7 @@ from .coordinator_events import (
     Interrupt,
     Journaled,
     LimitBlocks,
+    PipelineState,
     Refactor,
     RoomKnown,
     SetTimer,
@@ -53,20 +53,7 @@ from .pipeline_spec import CoordinatorLimits, PipelineSpec
 from .refactor import RefactorRefusedError
 from .roster import Roster
 from .route import STRATEGIES, Route, RouteError, StagePlacement
-
-_ORPHANED = "the coordinator ended before it decided"
-
-
-class PipelineState(enum.Enum):
-    """Where the pipeline is in its life."""
-
-    IDLE = "idle"
-    STARTING = "starting"
-    SERVING = "serving"
-    WAITING = "waiting"
-    STOPPING = "stopping"
-    STOPPED = "stopped"
-    FAILED = "failed"
+from .takeover import forget_undecided, take_over
 
 
 class CoordinatorError(Exception):
@@ -147,43 +134,25 @@ class CoordinatorMachine:
         self.reason = "the pipeline is starting"
         self.highest_epoch = event.journal.highest_epoch
         self.roster.inherit(event.alive, event.journal.next_worker)
-        aborted: list[Instruction] = []
-        if (undecided := event.journal.undecided) is not None:
-            aborted.append(WriteJournal(JournalRecord("aborted", undecided.epoch, reason=_ORPHANED)))
         if event.alive and event.journal.committed is not None:
-            return [*aborted, *self._take_over(event, event.journal.committed)]
+            return [*forget_undecided(event), *self._take_over(event, event.journal.committed)]
         strays = self.roster.retire(event.alive, kill=True, reason="no epoch that was decided needs this worker")
-        return [*aborted, *strays, *self._begin_cold("start", self.spec.stages)]
+        return [*forget_undecided(event), *strays, *self._begin_cold("start", self.spec.stages)]
 
     def _take_over(self, event: Start, committed: Committed) -> list[Instruction]:
-        """Go on with what was decided: its workers live, and may serve."""
+        """Go on with what was decided."""
         self.route, self.kv_blocks = committed.route, committed.kv_blocks
         self._wanted = committed.route.stages
-        aborts: list[Instruction] = []
-        if (undecided := event.journal.undecided) is not None:
-            aborts = [TellWorker(worker, Abort(undecided.epoch, _ORPHANED)) for worker in self.route.workers]
-            newcomers = [worker for worker in undecided.workers if worker not in self.route.workers]
-            aborts.extend(self.roster.retire(newcomers, kill=True, reason=_ORPHANED))
-        is_live = committed.strategy in STRATEGIES and committed.strategy != "restart"
-        idle = event.scheduler_epoch < 0 and (is_live or event.journal.released)
-        if idle or self._is_broken():
-            return [*aborts, *self._recover("the coordinator ended while the pipeline was broken")]
-        self.state = PipelineState.SERVING
-        self.reason = ""
-        # The workers tell their facts again, which the journal does not hold.
-        asks = [TellWorker(w, self.spec.prepare_message(self.route, s)) for s, w in enumerate(self.route.workers)]
-        before = event.journal.before if is_live else None
-        finish = [] if event.journal.released else self._finish_switch(committed, before.route if before else None)
-        return [*aborts, *asks, *finish]
-
-    def _finish_switch(self, committed: Committed, base: Route | None) -> list[Instruction]:
-        """Drive a decided epoch to its end. Everything told here may have been told before."""
-        change = Change(self.route, committed.strategy, base, kv_blocks=committed.kv_blocks)
-        # Whoever lacks pages of a worker that is gone will say so.
-        change.gone.update(worker for worker in change.leaving if worker not in self.roster)
-        making = self._make(change)
+        found = take_over(event, committed, self.roster, self.spec)
+        if found.is_broken:
+            return [*found.instructions, *self._recover("the coordinator ended while the pipeline was broken")]
+        self.state, self.reason = PipelineState.SERVING, ""
+        if found.unfinished is None:
+            return found.instructions
+        making = self._make(found.unfinished)
         timers = [self._timer_of("resend", self.limits.resend_s), self._timer_of("switch", self.limits.switch_s_max)]
-        return [self._cut_over(change), *timers, *making.enter(ChangePhase.SWITCHING)]
+        crossing = [self._cut_over(found.unfinished), *timers, *making.enter(ChangePhase.SWITCHING)]
+        return [*found.instructions, *crossing]
 
     # --- beginning a change ---
 

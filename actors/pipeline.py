@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 
 from .coordinator import Coordinator
-from .coordinator_machine import PipelineState
+from .coordinator_events import PipelineState
 from .generation import GenerationRequest, ModelFacts, PipelineStatus, StageStatus, TokenEvent
 from .scheduler import Scheduler
 from .worker_pool import WorkerPool

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import trio
-from flexpipe.actors.coordinator_machine import PipelineState
+from flexpipe.actors.coordinator_events import PipelineState
 from flexpipe.actors.generation import GenerationFailedError, GenerationRequest
 from flexpipe.actors.worker_machine import WorkerLimits
 from flexpipe.runtime.interface import EngineError, SamplingParams

@@ -8,8 +8,8 @@ from itertools import pairwise
 
 import trio
 from flexpipe.actors.coordinator import Coordinator
-from flexpipe.actors.coordinator_events import Refactor
-from flexpipe.actors.coordinator_machine import CoordinatorMachine, PipelineState
+from flexpipe.actors.coordinator_events import PipelineState, Refactor
+from flexpipe.actors.coordinator_machine import CoordinatorMachine
 from flexpipe.actors.event_log import EventLog
 from flexpipe.actors.pipeline import Pipeline
 from flexpipe.actors.pipeline_spec import CoordinatorLimits, PipelineSpec

@@ -1,0 +1,63 @@
+"""What a coordinator that starts anew makes of the journal and of the workers that live: what to undo, what to drive to its end.
+
+Pure. A plan without a decision is taken back; a decision is carried through, and everything told may have been told before.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .change import Change
+from .coordinator_events import Instruction, Start, TellWorker, WriteJournal
+from .journal import Committed, JournalRecord
+from .messages import Abort
+from .pipeline_spec import PipelineSpec
+from .roster import Roster
+from .route import STRATEGIES
+
+_ORPHANED = "the coordinator ended before it decided"
+
+
+@dataclass(frozen=True, slots=True)
+class Takeover:
+    """``unfinished`` is a decided epoch whose old one was not let go of; ``is_broken``: no steps can run as things are."""
+
+    instructions: list[Instruction]
+    unfinished: Change | None
+    is_broken: bool
+
+
+def forget_undecided(event: Start) -> list[Instruction]:
+    """The record that an undecided plan will not be."""
+    undecided = event.journal.undecided
+    return [] if undecided is None else [WriteJournal(JournalRecord("aborted", undecided.epoch, reason=_ORPHANED))]
+
+
+def take_over(event: Start, committed: Committed, roster: Roster, spec: PipelineSpec) -> Takeover:
+    """How to go on with ``committed``, whose workers are those in ``roster``."""
+    route = committed.route
+    is_live = committed.strategy in STRATEGIES and committed.strategy != "restart"
+    idle = event.scheduler_epoch < 0 and (is_live or event.journal.released)
+    broken = any(worker not in roster for worker in route.workers)
+    instructions = _undo(event, committed, roster)
+    if idle or broken:
+        return Takeover(instructions, None, is_broken=True)
+    # The workers tell their facts again, which the journal does not hold.
+    asks = [TellWorker(worker, spec.prepare_message(route, stage)) for stage, worker in enumerate(route.workers)]
+    if event.journal.released:
+        return Takeover([*instructions, *asks], None, is_broken=False)
+    before = event.journal.before if is_live else None
+    change = Change(route, committed.strategy, before.route if before else None, kv_blocks=committed.kv_blocks)
+    # Whoever lacks pages of a worker that is gone will say so.
+    change.gone.update(worker for worker in change.leaving if worker not in roster)
+    return Takeover([*instructions, *asks], change, is_broken=False)
+
+
+def _undo(event: Start, committed: Committed, roster: Roster) -> list[Instruction]:
+    """Take back a plan that was not decided."""
+    undecided, route = event.journal.undecided, committed.route
+    if undecided is None:
+        return []
+    aborts: list[Instruction] = [TellWorker(w, Abort(undecided.epoch, _ORPHANED)) for w in route.workers if w in roster]
+    newcomers = [worker for worker in undecided.workers if worker not in route.workers]
+    return [*aborts, *roster.retire(newcomers, kill=True, reason=_ORPHANED)]
