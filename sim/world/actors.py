@@ -93,10 +93,9 @@ class WorldJournal(MemoryJournal):
     hand: Hand
     checks: Checks
 
-    async def write(self, record: JournalRecord) -> None:
-        """See `Journal`."""
+    def _append(self, record: JournalRecord) -> None:
         try:
-            await super().write(record)
+            super()._append(record)
         except JournalError:
             self.hand.happened("disk-full")
             raise

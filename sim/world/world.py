@@ -12,8 +12,7 @@ from dataclasses import dataclass, field
 import trio
 
 from ...actors.change import Change, ChangePhase
-from ...actors.coordinator_events import Refactor
-from ...actors.coordinator_machine import PipelineState
+from ...actors.coordinator_events import PipelineState, Refactor
 from ...actors.journal import fold
 from ...actors.refactor import RefactorRefusedError
 from ...actors.route import StagePlacement
