@@ -13,7 +13,7 @@ OURS = {
     "policies": (),
     "transport": (),
     "runtime": ("policies.types",),
-    "actors": ("policies", "transport", "runtime.interface"),
+    "actors": ("policies", "transport", "runtime.interface", "runtime.page_checksum"),
     "actors.gateway": (
         "actors.event_log",
         "actors.generation",
@@ -21,7 +21,7 @@ OURS = {
         "actors.route",
         "runtime.interface",
     ),
-    "sim": ("policies", "transport", "runtime.interface", "actors"),
+    "sim": ("policies", "transport", "runtime.interface", "runtime.page_checksum", "actors"),
     "bench": ("policies", "transport", "runtime", "actors", "sim", "daemon", "preparation"),
     "commands": (
         "runtime",
