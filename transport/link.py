@@ -87,6 +87,7 @@ class WireLink:
                 self._pump()
             error = machine.send_error()
             if error is not None:
+                await trio.lowlevel.checkpoint_if_cancelled()
                 raise error
             size = machine.measure(parts)
             if machine.credit_left > 0 and self._wire.send_nowait(machine.encode_message(parts)):
@@ -107,6 +108,7 @@ class WireLink:
                 continue
             error = machine.receive_error()
             if error is not None:
+                await trio.lowlevel.checkpoint_if_cancelled()  # cancelled together with its link: only that counts
                 raise error
             await self._wait_for_change()
             waited = True
