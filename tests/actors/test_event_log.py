@@ -11,18 +11,18 @@ from source_tree import ROOT, source_files
 
 def test_an_event_is_one_line_with_its_fields_and_what_was_bound():
     stream = io.StringIO()
-    EventLog(stream, process="stage-0").emit("stage_leaving", reason="told to")
+    EventLog(stream, process="worker-0").emit("worker_leaving", reason="told to")
     event = json.loads(stream.getvalue())
     assert {key: event[key] for key in ("event", "reason", "process")} == {
-        "event": "stage_leaving",
+        "event": "worker_leaving",
         "reason": "told to",
-        "process": "stage-0",
+        "process": "worker-0",
     }
     assert stream.getvalue().count("\n") == 1
 
 
 @pytest.mark.parametrize(
-    ("event", "fields"), [("no_such_event", {}), ("stage_leaving", {}), ("stage_leaving", {"reason": "x", "more": 1})]
+    ("event", "fields"), [("no_such_event", {}), ("worker_leaving", {}), ("worker_leaving", {"reason": "x", "more": 1})]
 )
 def test_an_event_that_is_not_as_catalogued_is_our_bug(event, fields):
     with pytest.raises(EventCatalogueError):

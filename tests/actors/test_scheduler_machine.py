@@ -1,61 +1,84 @@
 """The scheduler's decisions, driven by a modelled pipeline whose KV pages notice any wrong block."""
 
 from collections import deque
+from itertools import cycle
 
 import numpy as np
 import pytest
 import trio
 from flexpipe.actors.generation import GenerationRequest
-from flexpipe.actors.messages import StepPlan, StepResult
+from flexpipe.actors.messages import Cut, StepPlan, StepResult
 from flexpipe.actors.sampling_ledger import SamplingLedger
 from flexpipe.actors.scheduler_machine import (
     Cancel,
     Deliver,
     Fail,
+    LimitBlocks,
     PipelineDown,
+    PipelineInterrupted,
+    PipelineSwitch,
     PipelineUp,
     SchedulerError,
     SchedulerLimits,
     SchedulerMachine,
+    SendCut,
     SendStep,
     StepDone,
     Submit,
 )
 from flexpipe.actors.stage import batch_of
 from flexpipe.policies.batching import BatchLimits
-from flexpipe.runtime.interface import SampledToken, SamplingParams, StageSpec
-from flexpipe.sim.modelled_engine import ModelledEngine, ModelledModel, expected_tokens
+from flexpipe.runtime.interface import EngineSpec, SampledToken, SamplingParams
+from flexpipe.sim.modelled_engine import PAGE_BYTES, ModelledEngine, ModelledModel, expected_tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 MODEL = ModelledModel(layers=2, vocabulary=50)
 GREEDY = SamplingParams(temperature=0.0)
+CONTEXT_TOKENS = 512
 
 
 class Harness:
-    """A scheduler machine, and the steps it planned, run one by one on a modelled engine."""
+    """A scheduler machine, and the plans and cuts it sent, carried out one by one on a modelled engine an epoch.
+
+    At a cut only the pages that it calls live cross to the next epoch's engine; all others are garbage there.
+    """
 
     def __init__(self, *, blocks=64, depth=2, limits=None):
         self.machine = SchedulerMachine(limits or SchedulerLimits())
         self.engine = ModelledEngine(MODEL)
         self.sampling = SamplingLedger()
-        self.steps: deque[StepPlan] = deque()
+        self.sent: deque[StepPlan | Cut] = deque()
+        self.epoch = 0
+        self.blocks = {}
         self.tokens: dict[int, list[int]] = {}
         self.finished: dict[int, str] = {}
         self.failed: dict[int, str] = {}
         self.up(blocks=blocks, depth=depth)
 
-    def up(self, *, epoch=1, blocks=64, depth=2):
-        trio.run(self.engine.load, StageSpec("", "", 0, MODEL.layers), _ignore)
-        trio.run(self.engine.reserve, blocks)
-        self.handle(PipelineUp(epoch, depth, blocks, context_tokens=512))
+    @property
+    def steps(self):
+        """The plans that were not run yet."""
+        return [plan for plan in self.sent if isinstance(plan, StepPlan)]
+
+    def up(self, *, blocks=64, depth=2):
+        self.epoch += 1
+        self.blocks[self.epoch] = blocks
+        self.handle(PipelineUp(self.epoch, depth, blocks, CONTEXT_TOKENS))
+
+    def switch(self, *, blocks=64, depth=2, reprefill=False):
+        self.epoch += 1
+        self.blocks[self.epoch] = blocks
+        return self.handle(PipelineSwitch(self.epoch, depth, blocks, reprefill))
 
     def handle(self, event):
         instructions = self.machine.handle(event)
         for instruction in instructions:
             match instruction:
                 case SendStep(plan):
-                    self.steps.append(plan)
+                    self.sent.append(plan)
+                case SendCut(cut):
+                    self.sent.append(cut)
                 case Deliver(request, token):
                     assert token.index == len(self.tokens[request])
                     assert request not in self.finished
@@ -72,16 +95,41 @@ class Harness:
         self.handle(Submit(request, GenerationRequest(tuple(prompt), params, max_tokens, stop)))
 
     def run_step(self):
-        plan = self.steps.popleft()
+        """Carry out cuts up to the next plan, and that plan; the plan, None where there is none."""
+        while self.sent:
+            sent = self.sent.popleft()
+            if isinstance(sent, StepPlan):
+                return self._run(sent)
+            self._cross(sent)
+        return None
+
+    def run_all(self):
+        while self.run_step() is not None:
+            pass
+
+    def _run(self, plan):
         rows = self.sampling.rows(plan)
-        output = trio.run(self.engine.run, batch_of(plan), None, rows)
+        output = trio.run(self.engine.run, range(MODEL.atoms), batch_of(plan), None, rows)
         self.sampling.drawn(plan, output.tokens)
         self.handle(StepDone(StepResult(plan.epoch, plan.step, tuple(output.tokens))))
         return plan
 
-    def run_all(self):
-        while self.steps:
-            self.run_step()
+    def _cross(self, cut):
+        before, self.engine, self.sampling = self.engine, ModelledEngine(MODEL), SamplingLedger()
+        trio.run(self._fill, before, np.empty(0, np.int32) if cut.abandon else live_blocks(cut), self.blocks[cut.epoch])
+
+    async def _fill(self, before, live, blocks):
+        await self.engine.load(EngineSpec("", ""), range(MODEL.atoms), _ignore)
+        await self.engine.reserve(blocks)
+        for layer in before.layers if len(live) else ():
+            pages = bytearray(len(live) * PAGE_BYTES)
+            checksum = await before.gather_pages(layer, live, memoryview(pages))
+            assert await self.engine.scatter_pages(layer, live, memoryview(pages), checksum)
+
+
+def live_blocks(cut):
+    """The blocks that requests hold at a cut."""
+    return np.flatnonzero(np.unpackbits(np.frombuffer(cut.live, np.uint8), bitorder="little")).astype(np.int32)
 
 
 async def _ignore(_done, _total):
@@ -101,8 +149,8 @@ def test_a_long_prompt_is_prefilled_in_chunks_of_the_token_budget():
     harness = Harness(limits=SchedulerLimits(batch=BatchLimits(step_tokens_max=16)))
     harness.submit(0, range(40), max_tokens=1)
     sizes = []
-    while harness.steps:
-        sizes.append(len(harness.run_step().token_ids) // 4)
+    while (plan := harness.run_step()) is not None:
+        sizes.append(len(plan.token_ids) // 4)
     assert sizes == [16, 16, 8]
     assert harness.tokens[0] == expected_tokens(MODEL, range(40), GREEDY, 1)
 
@@ -198,12 +246,11 @@ def test_a_lost_pipeline_fails_every_request_and_a_late_result_is_ignored():
     assert harness.failed[1] == "not_ready"
 
 
-def test_a_new_epoch_serves_again():
+def test_an_epoch_after_a_lost_pipeline_serves_again():
     harness = Harness()
     harness.handle(PipelineDown("stage_lost", "gone"))
-    harness.steps.clear()
-    harness.sampling = SamplingLedger()
-    harness.up(epoch=2)
+    harness.sent.clear()
+    harness.up()
     harness.submit(1, [1, 2], max_tokens=3)
     harness.run_all()
     assert harness.tokens[1] == expected_tokens(MODEL, [1, 2], GREEDY, 3)
@@ -229,45 +276,248 @@ def test_an_illegal_event_raises_and_changes_nothing(event):
     assert harness.tokens[0] == expected_tokens(MODEL, [1, 2], GREEDY, 5)
 
 
+# --- from one epoch to the next ---
+
+
+def test_at_a_cut_requests_go_on_with_the_blocks_they_hold():
+    harness = Harness(depth=1)
+    harness.submit(0, range(40), max_tokens=20)
+    harness.submit(1, range(5), max_tokens=20, params=SamplingParams(seed=4, presence_penalty=1.0))
+    for _ in range(6):
+        harness.run_step()
+    cut = next(sent for sent in (*harness.sent, *cuts_of(harness.switch(depth=3))) if isinstance(sent, Cut))
+    assert len(live_blocks(cut)) == harness.machine.counts().kv_blocks_used > 0
+    assert not cut.abandon
+    harness.run_all()
+    assert harness.tokens[0] == expected_tokens(MODEL, range(40), GREEDY, 20)
+    assert harness.tokens[1] == expected_tokens(MODEL, range(5), SamplingParams(seed=4, presence_penalty=1.0), 20)
+    assert harness.machine.counts().reprefills == 0
+
+
+def cuts_of(instructions):
+    return [instruction.cut for instruction in instructions if isinstance(instruction, SendCut)]
+
+
+def test_steps_before_a_cut_are_of_the_old_epoch_and_steps_after_it_of_the_new():
+    harness = Harness(depth=2)
+    for request in range(4):
+        harness.submit(request, [request, 2], max_tokens=10)
+    harness.run_step()
+    harness.switch()
+    epochs, numbers = [], []
+    while harness.sent:
+        sent = harness.sent[0]
+        if isinstance(sent, Cut):
+            assert sent.step == numbers[-1] + 1
+            epochs.append("cut")
+            harness.sent.popleft()
+            harness._cross(sent)
+        else:
+            numbers.append(sent.step)
+            epochs.append(sent.epoch)
+            harness.run_step()
+    before, after = epochs[: epochs.index("cut")], epochs[epochs.index("cut") + 1 :]
+    assert (set(before), set(after)) == ({1}, {2})
+    assert numbers == sorted(set(numbers))
+
+
+def test_a_change_that_computes_kv_again_waits_for_the_steps_under_way_and_plans_none_meanwhile():
+    harness = Harness(depth=2)
+    for request in range(2):
+        harness.submit(request, range(request, 20), max_tokens=8)
+    for _ in range(4):
+        harness.run_step()
+    under_way = len(harness.steps)
+    assert under_way > 0
+    assert harness.switch(reprefill=True) == []
+    for _ in range(under_way):
+        assert harness.machine.counts().epoch == 1
+        harness.run_step()
+    assert harness.machine.counts().epoch == 2
+    assert harness.machine.counts().reprefills == 2
+    harness.run_all()
+    for request in range(2):
+        assert harness.tokens[request] == expected_tokens(MODEL, range(request, 20), GREEDY, 8)
+
+
+def test_a_cut_to_fewer_blocks_preempts_whoever_holds_one_that_will_not_be_there():
+    harness = Harness(blocks=20, depth=1)
+    for request in range(3):
+        harness.submit(request, range(request, 60), max_tokens=30)
+    for _ in range(5):
+        harness.run_step()
+    assert harness.machine.beyond(7) > 0
+    harness.switch(blocks=7, depth=1)
+    harness.run_all()
+    assert harness.machine.counts().preemptions > 0
+    assert harness.machine.counts().kv_blocks == 7
+    for request in range(3):
+        assert harness.tokens[request] == expected_tokens(MODEL, range(request, 60), GREEDY, 30)
+
+
+def test_a_limit_on_blocks_preempts_their_holders_until_it_is_lifted():
+    harness = Harness(blocks=20, depth=1)
+    for request in range(3):
+        harness.submit(request, range(request, 60), max_tokens=30)
+    harness.run_step()
+    harness.handle(LimitBlocks(7))
+    for _ in range(4):
+        harness.run_step()
+    assert harness.machine.beyond(7) == 0
+    assert harness.machine.counts().kv_blocks_used <= 7
+    harness.handle(LimitBlocks(None))
+    harness.run_step()
+    assert harness.machine.counts().kv_blocks_used > 7
+    harness.run_all()
+    for request in range(3):
+        assert harness.tokens[request] == expected_tokens(MODEL, range(request, 60), GREEDY, 30)
+
+
+def test_the_same_epoch_told_twice_changes_nothing():
+    harness = Harness()
+    assert harness.handle(PipelineUp(1, 2, 64, CONTEXT_TOKENS)) == []
+    harness.submit(0, [1, 2], max_tokens=3)
+    harness.switch()
+    assert harness.handle(PipelineSwitch(2, 2, 64, reprefill=False)) == []
+    assert harness.handle(PipelineSwitch(1, 2, 64, reprefill=False)) == []
+    harness.run_all()
+    assert harness.tokens[0] == expected_tokens(MODEL, [1, 2], GREEDY, 3)
+
+
+# --- a broken pipeline ---
+
+
+def test_an_interrupted_pipeline_loses_no_request_and_repeats_no_token():
+    harness = Harness()
+    params = SamplingParams(seed=9, presence_penalty=1.0)
+    harness.submit(0, range(40), max_tokens=20, params=params)
+    for _ in range(8):
+        harness.run_step()
+    delivered = len(harness.tokens[0])
+    assert delivered > 0
+    harness.handle(PipelineInterrupted("worker 1 was lost"))
+    assert harness.machine.counts().kv_blocks_used == 0
+    harness.sent.clear()
+    harness.up(blocks=30)
+    assert isinstance(harness.sent[0], Cut)
+    assert harness.sent[0].abandon
+    harness.run_all()
+    assert harness.tokens[0] == expected_tokens(MODEL, range(40), params, 20)
+    assert harness.failed == {}
+    assert harness.machine.counts().reprefills == 1
+
+
+def test_a_broken_pipeline_takes_requests_that_wait_for_it():
+    harness = Harness()
+    harness.handle(PipelineInterrupted("worker 1 was lost"))
+    harness.submit(0, [1, 2], max_tokens=3)
+    assert (harness.failed, harness.steps) == ({}, [])
+    harness.up()
+    harness.run_all()
+    assert harness.tokens[0] == expected_tokens(MODEL, [1, 2], GREEDY, 3)
+
+
+def test_a_result_of_a_pipeline_that_broke_is_ignored_before_and_after_the_next_is_up():
+    harness = Harness()
+    harness.submit(0, [1, 2], max_tokens=3)
+    late = StepDone(StepResult(1, harness.steps[0].step, (SampledToken(1),)))
+    harness.handle(PipelineInterrupted("worker 1 was lost"))
+    harness.sent.clear()
+    assert harness.handle(late) == []
+    harness.up()
+    assert harness.handle(late) == []
+    harness.run_all()
+    assert harness.tokens[0] == expected_tokens(MODEL, [1, 2], GREEDY, 3)
+
+
+def test_a_request_cancelled_in_a_step_ends_with_the_pipeline_that_ran_it():
+    harness = Harness()
+    harness.submit(0, [1, 2], max_tokens=3)
+    harness.handle(Cancel(0))
+    harness.handle(PipelineInterrupted("worker 1 was lost"))
+    harness.sent.clear()
+    harness.up()
+    harness.run_all()
+    assert harness.tokens[0] == []
+    assert harness.machine.counts().waiting == 0
+
+
+def test_a_change_that_a_break_overtakes_is_forgotten():
+    harness = Harness(depth=2)
+    harness.submit(0, range(20), max_tokens=5)
+    harness.switch(reprefill=True)
+    harness.handle(PipelineInterrupted("worker 1 was lost"))
+    harness.sent.clear()
+    harness.up(blocks=40)
+    harness.run_all()
+    assert harness.machine.counts().epoch == 3
+    assert harness.tokens[0] == expected_tokens(MODEL, range(20), GREEDY, 5)
+
+
+def test_a_pipeline_given_up_while_it_was_broken_fails_who_waited():
+    harness = Harness()
+    harness.submit(0, [1, 2], max_tokens=3)
+    harness.handle(PipelineInterrupted("worker 1 was lost"))
+    harness.handle(PipelineDown("stage_lost", "given up"))
+    assert harness.failed == {0: "stage_lost"}
+    assert harness.machine.counts().lost == 1
+
+
 REQUESTS = st.tuples(
     st.integers(1, 60),
     st.integers(1, 30),
     st.sampled_from([GREEDY, SamplingParams(seed=3), SamplingParams(temperature=0.0, presence_penalty=1.0)]),
 )
+CHANGES = ("break", "switch", "recompute", "limit")
 
 
 @settings(max_examples=60, deadline=None)
 @given(
     requests=st.lists(REQUESTS, min_size=1, max_size=8),
-    order=st.lists(st.sampled_from(["submit", "step", "step", "cancel"]), max_size=80),
-    blocks=st.integers(7, 20),
+    order=st.lists(st.sampled_from(["submit", *["step"] * 4, "cancel", *CHANGES]), max_size=80),
+    sizes=st.lists(st.integers(7, 20), min_size=1, max_size=5),
     depth=st.integers(1, 4),
     budget=st.integers(1, 40),
 )
-def test_whatever_the_order_of_events_every_token_is_right_and_no_block_is_lost(requests, order, blocks, depth, budget):
+def test_whatever_the_order_of_events_every_token_is_right_and_no_block_is_lost(requests, order, sizes, depth, budget):
     limits = SchedulerLimits(running_requests_max=4, batch=BatchLimits(step_tokens_max=budget))
-    harness = Harness(blocks=blocks, depth=depth, limits=limits)
+    blocks = cycle(sizes)
+    harness = Harness(blocks=next(blocks), depth=depth, limits=limits)
     pending = deque(enumerate(requests))
     cancelled = set()
     for action in [*order, *["submit"] * len(requests)]:
         if action == "submit" and pending:
             request, (prompt, count, params) = pending.popleft()
             harness.submit(request, range(request, request + prompt), count, params)
-        elif action == "step" and harness.steps:
+        elif action == "step":
             harness.run_step()
         elif action == "cancel" and harness.tokens:
             victim = max(harness.tokens)
             harness.handle(Cancel(victim))
             cancelled.add(victim)
+        elif action in CHANGES:
+            change(harness, action, next(blocks), depth)
+    if harness.machine.counts().epoch < 0:
+        harness.up(blocks=next(blocks), depth=depth)
+    harness.handle(LimitBlocks(None))
     harness.run_all()
     for request, (prompt, count, params) in enumerate(requests):
         truth = expected_tokens(MODEL, range(request, request + prompt), params, count)
         got = harness.tokens[request]
-        if request in harness.failed:
-            assert harness.failed[request] == "too_long"
-        elif request in cancelled:
-            assert got == truth[: len(got)]
-        else:
-            assert got == truth
+        assert got == (truth[: len(got)] if request in cancelled else truth)
+    assert harness.failed == {}
     assert harness.machine.counts().kv_blocks_used == 0
     assert len(harness.sampling) <= len(requests)
+
+
+def change(harness, action, blocks, depth):
+    """Let the pipeline break, come up or change, where that is possible."""
+    if harness.machine.counts().epoch < 0:
+        harness.up(blocks=blocks, depth=depth)
+    elif action == "break":
+        harness.handle(PipelineInterrupted("a worker was lost"))
+        harness.sent.clear()
+    elif action == "limit":
+        harness.handle(LimitBlocks(min(blocks, harness.machine.counts().kv_blocks)))
+    else:
+        harness.switch(blocks=blocks, depth=depth, reprefill=action == "recompute")

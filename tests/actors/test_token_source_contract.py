@@ -2,7 +2,7 @@
 
 A world is an asynchronous context manager that gives an object with: ``source``; ``prompt`` (ids it can serve);
 ``requests_max`` (so many are taken at once, one more is refused); ``context_tokens``; ``hold()`` and ``release()`` (no token
-is made in between); ``lose_stage()``; and ``until(condition)``, which waits until the condition holds.
+is made in between); ``lose_stage()``, after which it is given up; and ``until(condition)``, which waits until the condition holds.
 """
 
 from contextlib import asynccontextmanager
@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import trio
 from flexpipe.actors.generation import GenerationFailedError, GenerationRequest
+from flexpipe.actors.pipeline_spec import CoordinatorLimits
 from flexpipe.actors.scheduler_machine import SchedulerLimits
 from flexpipe.runtime.interface import SamplingParams
 from flexpipe.sim.modelled_engine import ModelledEngine
@@ -45,18 +46,21 @@ class GatedEngine(ModelledEngine):
         super().__init__(MODEL)
         self._gate = gate
 
-    async def run(self, batch, hidden, rows):
+    async def run(self, atoms, batch, hidden, rows):
         await self._gate[0].wait()
-        return await super().run(batch, hidden, rows)
+        return await super().run(atoms, batch, hidden, rows)
 
 
 @asynccontextmanager
 async def pipeline_world():
-    """The real scheduler, supervisor and stages over an in-memory network."""
+    """The real scheduler, coordinator and workers over an in-memory network; no loss of a worker is recovered from."""
     gate = [trio.Event()]
     gate[0].set()
     limits = SchedulerLimits(queue_requests_max=2, running_requests_max=2)
-    async with modelled_pipeline(limits=limits, engine=lambda: GatedEngine(gate)) as made:
+    never_again = CoordinatorLimits(restarts_max=0)
+    async with modelled_pipeline(
+        limits=limits, engine=lambda: GatedEngine(gate), coordinator_limits=never_again
+    ) as made:
         await made.wait_ready()
 
         async def until(condition):
