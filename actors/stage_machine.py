@@ -15,8 +15,8 @@ Rules:
 
 Phases of one epoch at one worker (`worker_epoch.LEGAL` is the table; a worker that only gives pages away skips the first two):
 
-    loading --weights--> loaded --open--> opening --handoff ready--> prepared --cut--> switching --pages here--> switched
-       '------------------- abort, a newer epoch, a failure: discarded ---'             switched --release--> released
+    loading --weights--> loaded --open--> opening --handoff ready--> prepared --cut comes--> cut --last old step--> switching
+       '------------------- abort, a newer epoch, a failure: discarded ---'        switching --pages here--> switched --release--> released
 """
 
 from __future__ import annotations
@@ -188,8 +188,9 @@ class StageMachine:
         if known is None or known.phase in (Phase.SWITCHED, Phase.RELEASED):
             return []
         self._failed = HandoffFailed(event.epoch, self.worker, event.sentence)
-        discarded = [*self._discard_next(), *self._keep_only(_silence)] if known is self._next else []
-        return [*discarded, Tell(self._failed)]
+        if known is not self._next or known.phase is Phase.CUT:
+            return [Tell(self._failed)]
+        return [*self._discard_next(), *self._keep_only(_silence), Tell(self._failed)]
 
     def _too_late(self, what: str, epoch: int) -> list[Instruction]:
         """A command for an epoch that is over here, perhaps because it failed and the coordinator did not hear of it."""
@@ -242,9 +243,11 @@ class StageMachine:
         return [Tell(message)] if message is not None else []
 
     def _discard_next(self) -> list[Instruction]:
-        """Give up the epoch that is being made, if any."""
+        """Give up the epoch that is being made, if any; with its steps, if its cut waits in the queue."""
         if self._next is None:
             return []
+        while self._queue and self._queue[-1].epoch >= self._next.epoch:
+            self._queue.pop()
         self._next = None
         return [CloseEpochs(self._open_epochs())]
 
@@ -269,6 +272,7 @@ class StageMachine:
                 return [DropStale("Cut", cut.epoch, cut.step)]
             raise StageProtocolError(f"the cut to epoch {cut.epoch} came; this worker prepared no such epoch")
         self._check(cut, following)
+        following.phase = Phase.CUT
         if cut.abandon:
             self._abandoned_below = cut.epoch
             self._queue.clear()
@@ -301,7 +305,8 @@ class StageMachine:
 
     def _planned(self, plan: StepPlan) -> list[Instruction]:
         epoch = self._last_epoch_queued()
-        if plan.epoch < epoch:
+        given_up = self._known(plan.epoch) is None and plan.epoch <= self._highest_epoch
+        if plan.epoch < epoch or given_up:
             return [DropStale("StepPlan", plan.epoch, plan.step)]
         if plan.epoch > epoch:
             raise StageProtocolError(f"a plan names epoch {plan.epoch}; the steps here are of epoch {epoch}")

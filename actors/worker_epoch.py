@@ -17,6 +17,7 @@ class Phase(enum.Enum):
     LOADED = "loaded"
     OPENING = "opening"
     PREPARED = "prepared"
+    CUT = "cut"
     SWITCHING = "switching"
     SWITCHED = "switched"
     RELEASED = "released"

@@ -380,3 +380,25 @@ def _snapshot(machine):
     state = dict(vars(machine))
     del state["_handlers"]
     return copy.deepcopy({key: value for key, value in state.items() if key != "_droppings"})
+
+
+def test_a_recovery_overtakes_a_cut_that_waits_behind_a_running_step():
+    """Found by simulation, seed 9."""
+    machine = prepared(serving(), epoch=2)
+    machine.handle(plan(0))
+    assert machine.handle(cut(2, 1)) == []
+    machine.handle(plan(1, 2))
+    prepared(machine, epoch=3)
+    assert machine.handle(plan(2, 2)) == [DropStale("StepPlan", 2, 2)]
+    assert machine.handle(cut(3, 3, abandon=True)) == []
+    assert Tell(Switched(3, WORKER, 3, NOTHING)) in machine.handle(StepRan(OUTPUT))
+    assert machine.handle(plan(3, 3)) == [RunStep(plan(3, 3), range(3), None)]
+
+
+def test_an_epoch_whose_cut_came_is_never_aborted_even_before_its_first_step():
+    machine = prepared(serving(), epoch=2)
+    machine.handle(plan(0))
+    machine.handle(cut(2, 1))
+    with pytest.raises(StageProtocolError, match="Abort came while epoch 2 was cut"):
+        machine.handle(Abort(2, "why"))
+    assert machine.handle(EpochFailed(2, "a donor is gone")) == [Tell(HandoffFailed(2, WORKER, "a donor is gone"))]
