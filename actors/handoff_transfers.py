@@ -72,7 +72,7 @@ class Giving:
                     self._place, number, blocks.astype(np.int32), filled, page_bytes, hurried=hurried
                 )
                 return self.under_way
-        self._in_round = False
+        self._in_round, self._layer = False, 0
         return None
 
     def send_end(self) -> SendEnd:
