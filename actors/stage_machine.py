@@ -16,7 +16,8 @@ Rules:
 Phases of one epoch at one worker (`worker_epoch.LEGAL` is the table; a worker that only gives pages away skips the first two):
 
     loading --weights--> loaded --open--> opening --handoff ready--> prepared --cut comes--> cut --last old step--> switching
-       '------------------- abort, a newer epoch, a failure: discarded ---'        switching --pages here--> switched --release--> released
+       '--------------------------------------------------------------'             switching --pages here--> switched
+          abort, a newer epoch, a failure: discarded                                  switched --release--> released
 """
 
 from __future__ import annotations
