@@ -133,6 +133,11 @@ class Coordinator:
         """Ask for a graceful end; `run` returns when it is done."""
         self.handle(Stop())
 
+    def watch_start(self) -> ChangeWatch:
+        """Watch the first epoch come up. To be called before `run`."""
+        self._watch = ChangeWatch(self._scheduler.times, self._scheduler.counts)
+        return self._watch
+
     def refactor(self, change: Refactor) -> ChangeWatch:
         """Begin a change. Raises `RefactorRefusedError`, and then nothing was changed."""
         watch = ChangeWatch(self._scheduler.times, self._scheduler.counts)

@@ -44,8 +44,9 @@ RETRY_AFTER_S: dict[FailureKind, float] = {"overloaded": 1.0, "not_ready": 2.0, 
 class _Stream:
     """One request's way back to its gateway. The channel is unbounded by type but holds at most ``max_tokens`` events."""
 
-    def __init__(self, request: int) -> None:
+    def __init__(self, request: int, context_tokens: int) -> None:
         self.request = request
+        self.context_tokens = context_tokens  # at first; `outputs` come to it
         self.opened_s = trio.current_time()
         self.first_token_s: float | None = None
         self.outputs = 0
@@ -96,6 +97,7 @@ class Scheduler:
             (),
         )  # for the cut: all concerned, the new route
         self._nursery: trio.Nursery | None = None
+        self._ends = trio.lowlevel.ParkingLot()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Own the dispatch tasks until cancelled."""
@@ -107,14 +109,16 @@ class Scheduler:
     # --- towards the gateway ---
 
     @asynccontextmanager
-    async def open(self, request: GenerationRequest) -> AsyncIterator[AsyncIterator[TokenEvent]]:
-        """Submit; see `generation.TokenSource.open`."""
-        stream = _Stream(next(self._ids))
+    async def open(
+        self, request: GenerationRequest, outputs: tuple[int, ...] | None = None
+    ) -> AsyncIterator[AsyncIterator[TokenEvent]]:
+        """Submit; see `generation.TokenSource.open`. ``outputs`` are the tokens that another scheduler delivered already."""
+        stream = _Stream(next(self._ids), len(request.prompt) + len(outputs or ()))
         self._streams[stream.request] = stream
         self._log.emit(
             "request_queued", request=stream.request, prompt_tokens=len(request.prompt), max_tokens=request.max_tokens
         )
-        self._handle(Submit(stream.request, request))
+        self._handle(Submit(stream.request, request, outputs))
         if stream.failure is not None:
             raise stream.failure
         try:
@@ -128,6 +132,16 @@ class Scheduler:
     def counts(self) -> SchedulerCounts:
         """A snapshot of queues and blocks."""
         return self._machine.counts()
+
+    @property
+    def work_tokens(self) -> int:
+        """Tokens of context of all requests that are here, waiting or running: what each costs in prefill, attention and room."""
+        return sum(stream.context_tokens + stream.outputs for stream in self._streams.values())
+
+    async def wait_idle(self) -> None:
+        """Wait until no request is here."""
+        while self._streams:
+            await self._ends.park()
 
     @property
     def context_tokens(self) -> int:
@@ -250,6 +264,7 @@ class Scheduler:
         self.times.ended(stream.request)
         stream.sender.close()
         del self._streams[stream.request]
+        self._ends.unpark_all()
 
 
 async def _send_all(message: bytes, links: Sequence[Link]) -> bool:

@@ -12,10 +12,15 @@ from .messages import Cut, StepPlan, StepResult
 
 @dataclass(frozen=True, slots=True)
 class Submit:
-    """A gateway asks for a generation. ``request`` is a new id of ours."""
+    """A gateway asks for a generation. ``request`` is a new id of ours.
+
+    ``outputs``, None for a new request, are the tokens that another scheduler delivered of one that it had to give away: it was
+    accepted there, so a full queue does not refuse it.
+    """
 
     request: int
     spec: GenerationRequest
+    outputs: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -156,13 +156,15 @@ class SchedulerMachine:
     def _submit(self, event: Submit) -> Iterator[Instruction]:
         if event.request in self._waiting or event.request in self._running:
             raise SchedulerError(f"request {event.request} was submitted twice")
-        refusal = self._refusal(event.spec)
+        refusal = self._refusal(event.spec, is_new=event.outputs is None)
         if refusal is None:
-            self._waiting[event.request] = Sequence(event.request, event.spec, list(event.spec.prompt))
+            self._waiting[event.request] = Sequence(
+                event.request, event.spec, [*event.spec.prompt, *(event.outputs or ())]
+            )
         else:
             yield Fail(event.request, *refusal)
 
-    def _refusal(self, spec: GenerationRequest) -> tuple[FailureKind, str] | None:
+    def _refusal(self, spec: GenerationRequest, *, is_new: bool) -> tuple[FailureKind, str] | None:
         """Why ``spec`` cannot be taken now, or None. A broken pipeline takes requests: they wait for it."""
         if self._pipeline is None and isinstance(self._down, PipelineDown):
             kind: FailureKind = "shutting_down" if self._down.kind == "shutting_down" else "not_ready"
@@ -173,7 +175,7 @@ class SchedulerMachine:
                 f"prompt ({len(spec.prompt)} tokens) and max_tokens ({spec.max_tokens}) come to {total} tokens; "
                 f"this server holds {self.context_tokens}"
             )
-        if len(self._waiting) >= self.limits.queue_requests_max:
+        if is_new and len(self._waiting) >= self.limits.queue_requests_max:
             return "overloaded", f"{len(self._waiting)} requests are waiting already; try again in a moment"
         return None
 

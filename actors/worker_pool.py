@@ -91,7 +91,8 @@ class StepListener(Protocol):
 class _Worker:
     """The pool's hold on one process, from before it is launched until it has ended."""
 
-    def __init__(self, limits: WorkerLimits) -> None:
+    def __init__(self, limits: WorkerLimits, device: str) -> None:
+        self.device = device
         self.link: Link | None = None
         self.machine = WorkerMachine(limits)
         self.outgoing, self._unsent = trio.open_memory_channel[ToWorker | Drain](OUTGOING_MESSAGES_MAX)
@@ -156,7 +157,7 @@ class WorkerPool:
     def spawn(self, placement: StagePlacement) -> None:
         """Start a worker."""
         assert self._nursery is not None
-        hold = self._workers[placement.worker] = _Worker(self._limits)
+        hold = self._workers[placement.worker] = _Worker(self._limits, placement.device)
         self._nursery.start_soon(self._host, placement, hold)
 
     def tell(self, worker: int, message: ToWorker) -> None:
@@ -177,6 +178,10 @@ class WorkerPool:
     def alive(self) -> tuple[int, ...]:
         """The workers whose processes have not ended."""
         return tuple(self._workers)
+
+    def devices(self) -> dict[int, str]:
+        """Where each of them runs."""
+        return {worker: hold.device for worker, hold in self._workers.items()}
 
     def pid(self, worker: int) -> int:
         """Its process id, 0 while it has none."""
