@@ -22,6 +22,11 @@ class Submit:
     spec: GenerationRequest
     outputs: tuple[int, ...] | None = None
 
+    @property
+    def tokens(self) -> list[int]:
+        """Prompt + outputs so far."""
+        return [*self.spec.prompt, *(self.outputs or ())]
+
 
 @dataclass(frozen=True, slots=True)
 class Cancel:

@@ -158,9 +158,7 @@ class SchedulerMachine:
             raise SchedulerError(f"request {event.request} was submitted twice")
         refusal = self._refusal(event.spec, is_new=event.outputs is None)
         if refusal is None:
-            self._waiting[event.request] = Sequence(
-                event.request, event.spec, [*event.spec.prompt, *(event.outputs or ())]
-            )
+            self._waiting[event.request] = Sequence(event.request, event.spec, event.tokens)
         else:
             yield Fail(event.request, *refusal)
 
