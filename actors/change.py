@@ -25,6 +25,7 @@ from .messages import (
 )
 from .pipeline_spec import PipelineSpec
 from .route import Route, RouteError, moved_layers
+from .transitions import Transitions
 
 
 class ChangePhase(enum.Enum):
@@ -38,7 +39,37 @@ class ChangePhase(enum.Enum):
     SWITCHING = "switching"
     RELEASING = "releasing"
     CLOSING = "closing"
+    DONE = "done"
     ABORTING = "aborting"
+    ABORTED = "aborted"
+
+
+CHANGE_TRANSITIONS = Transitions(
+    "the making of one epoch",
+    ChangePhase.PLANNING,
+    {
+        (ChangePhase.PLANNING, "plan on disk"): ChangePhase.LOADING,
+        (ChangePhase.LOADING, "all Loaded"): ChangePhase.ROOM,
+        (ChangePhase.ROOM, "requests fit"): ChangePhase.OPENING,
+        (ChangePhase.OPENING, "all Prepared"): ChangePhase.COMMITTING,
+        (ChangePhase.COMMITTING, "commit on disk"): ChangePhase.SWITCHING,
+        (ChangePhase.SWITCHING, "all Switched"): ChangePhase.RELEASING,
+        (ChangePhase.RELEASING, "all Released"): ChangePhase.CLOSING,
+        (ChangePhase.CLOSING, "release on disk"): ChangePhase.DONE,
+        **{
+            (phase, "failure"): ChangePhase.ABORTING
+            for phase in (
+                ChangePhase.PLANNING,
+                ChangePhase.LOADING,
+                ChangePhase.ROOM,
+                ChangePhase.OPENING,
+                ChangePhase.COMMITTING,
+            )
+        },
+        (ChangePhase.ABORTING, "all Aborted"): ChangePhase.ABORTED,
+    },
+)
+"""A failure from SWITCHING on, or of a change with no base, ends the making; `coordinator_machine` recovers."""
 
 
 Answer = Loaded | Prepared | Switched | Released | Aborted
@@ -82,6 +113,10 @@ class Change:
     def leaving(self) -> tuple[int, ...]:
         """Workers of the base that the route lacks."""
         return tuple(worker for worker in self.base.workers if worker not in self.route.workers) if self.base else ()
+
+    def go_on(self, cause: str) -> None:
+        """Enter the phase that ``cause`` leads to. Raises `IllegalTransitionError`."""
+        self.phase = CHANGE_TRANSITIONS.after(self.phase, cause)
 
     def concerned(self) -> tuple[int, ...]:
         """The workers that have to answer in the present phase."""

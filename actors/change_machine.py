@@ -46,7 +46,9 @@ OUTWARD: dict[ChangePhase, Phase] = {
     ChangePhase.SWITCHING: "switch",
     ChangePhase.RELEASING: "release",
     ChangePhase.CLOSING: "release",
+    ChangePhase.DONE: "release",
     ChangePhase.ABORTING: "abort",
+    ChangePhase.ABORTED: "abort",
 }
 """Phases as people see them."""
 
@@ -105,12 +107,13 @@ class ChangeMachine:
                 return Step([], Failure(f"the plan could not be written down: {event.error}"))
             case "planned", ChangePhase.PLANNING:
                 spawns = self._roster.spawn(change.route.stages)
-                return Step([*spawns, *self.enter(ChangePhase.LOADING)])
+                return Step([*spawns, *self.enter("plan on disk")])
             case "commit", ChangePhase.COMMITTING if event.error:
                 return Step([], Failure(f"the decision could not be written down: {event.error}"))
             case "commit", ChangePhase.COMMITTING:
                 return Step([], Milestone.COMMITTED)
             case "released", ChangePhase.CLOSING if not event.error:
+                change.go_on("release on disk")
                 return Step([], Milestone.DONE)
             case _:
                 return _NOTHING  # an unwritten "released" is written again by the resend timer
@@ -146,7 +149,7 @@ class ChangeMachine:
         change.opens = open_messages(change, moves, event.live, self._link_address, precopy=precopy)
         change.preempted = event.beyond
         limit: list[Instruction] = [LimitBlocks(change.kv_blocks)] if event.beyond and change.base else []
-        return Step([*limit, *self.enter(ChangePhase.OPENING)])
+        return Step([*limit, *self.enter("requests fit")])
 
     def resend(self) -> list[Instruction]:
         """Ask those again who have not answered."""
@@ -154,14 +157,19 @@ class ChangeMachine:
             return [self._write_released()]
         return [command for worker in self.change.unanswered() for command in self._command(worker)]
 
-    def enter(self, phase: ChangePhase) -> list[Instruction]:
+    def enter(self, cause: str) -> list[Instruction]:
         """Go on to a phase in which workers have to answer, and tell them what to do."""
-        self.change.phase = phase
+        self.change.go_on(cause)
+        return [self._told(), *self.resend()]
+
+    def resume(self) -> list[Instruction]:
+        """Go on at the cut, in the place of a coordinator that ended after its decision: ask who is past it."""
+        self.change.phase = ChangePhase.SWITCHING
         return [self._told(), *self.resend()]
 
     def cross(self) -> list[Instruction]:
         """The scheduler was told to cut over. Each worker says so by itself when it is past the cut: nobody is asked yet."""
-        self.change.phase = ChangePhase.SWITCHING
+        self.change.go_on("commit on disk")
         return [self._told()]
 
     def _phase_over(self) -> Step:
@@ -170,15 +178,16 @@ class ChangeMachine:
             case ChangePhase.LOADING:
                 return self._ask_room()
             case ChangePhase.OPENING:
-                change.phase = ChangePhase.COMMITTING
+                change.go_on("all Prepared")
                 decision = JournalRecord("commit", change.epoch, kv_blocks=change.kv_blocks)
                 return Step([self._told(), WriteJournal(decision)])
             case ChangePhase.SWITCHING:
                 return Step([], Milestone.CROSSED)
             case ChangePhase.RELEASING:
-                change.phase = ChangePhase.CLOSING
+                change.go_on("all Released")
                 return Step([self._write_released()])
             case _:
+                change.go_on("all Aborted")
                 return Step([], Milestone.ABORTED)
 
     def _ask_room(self) -> Step:
@@ -187,7 +196,7 @@ class ChangeMachine:
             change.kv_blocks = blocks_of(change, self._roster.facts, self._blocks_now, self._spec.kv_blocks_max)
         except NoRoomError as error:
             return Step([], Failure(str(error), hopeless=True))
-        change.phase = ChangePhase.ROOM
+        change.go_on("all Loaded")
         return Step([AskRoom(change.epoch, change.kv_blocks)])
 
     def _command(self, worker: int) -> list[Instruction]:

@@ -26,6 +26,7 @@ from .messages import (
 )
 from .refactor import Phase
 from .route import Route, StagePlacement, Strategy
+from .transitions import Transitions
 
 ToWorker = Prepare | Open | Confirm | Release | Abort
 FromWorker = (
@@ -43,6 +44,27 @@ class PipelineState(enum.Enum):
     STOPPING = "stopping"
     STOPPED = "stopped"
     FAILED = "failed"
+
+
+_ALIVE = (PipelineState.IDLE, PipelineState.STARTING, PipelineState.SERVING, PipelineState.WAITING)
+PIPELINE_TRANSITIONS = Transitions(
+    "a pipeline",
+    PipelineState.IDLE,
+    {
+        (PipelineState.IDLE, "begin"): PipelineState.STARTING,
+        (PipelineState.IDLE, "took over"): PipelineState.SERVING,
+        (PipelineState.IDLE, "broken"): PipelineState.WAITING,
+        (PipelineState.STARTING, "cut"): PipelineState.SERVING,
+        (PipelineState.STARTING, "broken"): PipelineState.WAITING,
+        (PipelineState.SERVING, "broken"): PipelineState.WAITING,
+        (PipelineState.SERVING, "restart"): PipelineState.STARTING,
+        (PipelineState.WAITING, "begin"): PipelineState.STARTING,
+        **{(state, "given up"): PipelineState.FAILED for state in _ALIVE},
+        **{(state, "stop"): PipelineState.STOPPING for state in _ALIVE},
+        (PipelineState.STOPPING, "all gone"): PipelineState.STOPPED,
+    },
+)
+"""Live changes come and go while it is SERVING."""
 
 
 # --- events ---------------------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterable
 from .change import IRREVOCABLE, Change, ChangePhase
 from .change_machine import OUTWARD, ChangeMachine, Failure, Milestone, Step
 from .coordinator_events import (
+    PIPELINE_TRANSITIONS,
     BringUp,
     Ended,
     Event,
@@ -146,12 +147,13 @@ class CoordinatorMachine:
         found = take_over(event, committed, self.roster, self.spec)
         if found.is_broken:
             return [*found.instructions, *self._recover("the coordinator ended while the pipeline was broken")]
-        self.state, self.reason = PipelineState.SERVING, ""
+        self._go("took over")
+        self.reason = ""
         if found.unfinished is None:
             return found.instructions
         making = self._make(found.unfinished)
         timers = [self._timer_of("resend", self.limits.resend_s), self._timer_of("switch", self.limits.switch_s_max)]
-        crossing = [self._cut_over(found.unfinished), *timers, *making.enter(ChangePhase.SWITCHING)]
+        crossing = [self._cut_over(found.unfinished), *timers, *making.resume()]
         return [*found.instructions, *crossing]
 
     # --- beginning a change ---
@@ -177,7 +179,7 @@ class CoordinatorMachine:
 
     def _begin_cold(self, strategy: str, stages: Iterable[StagePlacement]) -> list[Instruction]:
         """Bring ``stages`` up with nothing serving; workers of theirs that do not live are replaced by new ones."""
-        self.state = PipelineState.STARTING
+        self._go("restart" if strategy == "restart" else "begin")
         placements = self.roster.replace_dead(stages)
         if strategy != "restart":
             self._wanted = placements
@@ -244,10 +246,10 @@ class CoordinatorMachine:
         told = {worker: facts for worker in change.route.workers if (facts := change.facts(worker)) is not None}
         self.roster.facts |= told
         if change.doomed:
-            change.phase = ChangePhase.SWITCHING
+            change.go_on("commit on disk")
             return self._fail(making, change.doomed)
         if change.base is None:
-            self.state = PipelineState.SERVING
+            self._go("cut")
             self.reason = ""
         return [cut_over, *making.cross(), self._timer_of("switch", self.limits.switch_s_max)]
 
@@ -261,7 +263,7 @@ class CoordinatorMachine:
         reason = f"epoch {making.change.epoch} does not need this worker"
         retired = self.roster.retire(leaving, kill=False, reason=reason)
         making.change.gone.update(leaving)
-        return [*retired, *making.enter(ChangePhase.RELEASING)]
+        return [*retired, *making.enter("all Switched")]
 
     # --- going back, and recovery ---
 
@@ -286,7 +288,7 @@ class CoordinatorMachine:
         change.gone.update(newcomers)
         record = WriteJournal(JournalRecord("aborted", change.epoch, reason=sentence))
         lifted: list[Instruction] = [LimitBlocks(None)] if change.preempted else []
-        return [*retired, record, *lifted, *making.enter(ChangePhase.ABORTING)]
+        return [*retired, record, *lifted, *making.enter("failure")]
 
     def _recover(self, sentence: str, *, hopeless: bool = False) -> list[Instruction]:
         """The pipeline is broken: keep the requests, and bring its route up again after a pause."""
@@ -296,7 +298,7 @@ class CoordinatorMachine:
         self.reason = sentence
         if hopeless or self._failures > self.limits.restarts_max:
             return [*ended, *self._give_up(sentence)]
-        self.state = PipelineState.WAITING
+        self._go("broken")
         pause = self.limits.restart_pause_s * 2 ** (self._failures - 1)
         return [Interrupt(sentence), *ended, SetTimer("recover", self.highest_epoch, pause)]
 
@@ -313,7 +315,7 @@ class CoordinatorMachine:
         return [*retired, record, *aborts, Ended(change.epoch, "aborted", sentence, change.preempted)]
 
     def _give_up(self, sentence: str) -> list[Instruction]:
-        self.state = PipelineState.FAILED
+        self._go("given up")
         kills = self.roster.retire(tuple(self.roster.is_up), kill=True, reason=sentence)
         return [TakeDown("stage_lost", sentence), *kills, *self._finish_if_all_gone()]
 
@@ -393,13 +395,16 @@ class CoordinatorMachine:
             failed.extend(self.roster.retire(slow, kill=True, reason=sentence))
         return failed
 
+    def _go(self, cause: str) -> None:
+        self.state = PIPELINE_TRANSITIONS.after(self.state, cause)
+
     # --- the end ---
 
     def _stop(self, _event: Stop) -> list[Instruction]:
         if self.state in (PipelineState.STOPPING, PipelineState.STOPPED, PipelineState.FAILED):
             return []
         serving = self.state is PipelineState.SERVING
-        self.state = PipelineState.STOPPING
+        self._go("stop")
         self.reason = "the server is shutting down"
         change, self._making = self.change, None
         ended: list[Instruction] = [Ended(change.epoch, "aborted", self.reason)] if change is not None else []
@@ -412,6 +417,6 @@ class CoordinatorMachine:
         if self.state is PipelineState.FAILED:
             return [Finish(True, self.reason)]
         if self.state is PipelineState.STOPPING:
-            self.state = PipelineState.STOPPED
+            self._go("all gone")
             return [Finish(False, "every worker left")]
         return []

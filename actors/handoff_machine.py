@@ -55,6 +55,7 @@ from .handoff_events import (
 from .handoff_transfers import Giving, Pages, SentPages, Taking
 from .messages import CopyTotals, Open, PageRun, PagesRefused
 from .page_ledger import Int64Array, PageLedger, blocks_in
+from .transitions import Transitions
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +105,21 @@ _LEGAL: dict[type, frozenset[HandoffState]] = {
     GivenUp: _GOING_ON,
 }
 """In which states an event may come; in the two others every event is silently too late."""
+
+
+HANDOFF_TRANSITIONS = Transitions(
+    "one worker's handoff of pages",
+    _BEFORE,
+    {
+        (_BEFORE, "own cut"): _FINISHING,
+        (_FINISHING, "all sent, all here"): _ACROSS,
+        (_BEFORE, "transfer broke"): HandoffState.FAILED,
+        (_FINISHING, "transfer broke"): HandoffState.FAILED,
+        (_BEFORE, "given up"): HandoffState.GIVEN_UP,
+        (_FINISHING, "given up"): HandoffState.GIVEN_UP,
+        (_ACROSS, "given up"): HandoffState.GIVEN_UP,
+    },
+)
 
 
 @dataclass(slots=True)
@@ -266,7 +282,7 @@ class HandoffMachine:
     def _cut_came(self, event: CutCame) -> list[Instruction]:
         if not self._vote_state.cast:
             raise HandoffOrderError(f"the cut to epoch {self._epoch} came before this worker's vote")
-        self.state = HandoffState.FINISHING
+        self._go("own cut")
         self._live = blocks_in(event.live, self._known)
         self._pages = self._ledger.at_cut()
         for taking in self._taking.values():
@@ -325,7 +341,7 @@ class HandoffMachine:
         given = all(giving.end_sent and giving.under_way is None for giving in self._giving.values())
         if not given or not all(taking.complete for taking in self._taking.values()):
             return []
-        self.state = HandoffState.ACROSS
+        self._go("all sent, all here")
         return [Across(self.totals)]
 
     def _transfer_broke(self, event: TransferBroke) -> list[Instruction]:
@@ -336,12 +352,15 @@ class HandoffMachine:
         """Nothing can fail any more for a worker that is across: what others still miss they say themselves."""
         if self.state is HandoffState.ACROSS:
             return []
-        self.state = HandoffState.FAILED
+        self._go("transfer broke")
         return [Fail(sentence)]
 
     def _given_up(self, _: GivenUp) -> list[Instruction]:
-        self.state = HandoffState.GIVEN_UP
+        self._go("given up")
         return []
+
+    def _go(self, cause: str) -> None:
+        self.state = HANDOFF_TRANSITIONS.after(self.state, cause)
 
     def _given(self, place: int) -> Giving:
         if place not in self._giving:

@@ -13,7 +13,7 @@ Rules:
  7. Drain lets the plans that are here finish; then the worker is retired and accepts nothing.
  8. No clock, no socket, no thread here: events in, instructions out. An illegal event raises and changes nothing.
 
-Phases of one epoch at one worker (`worker_epoch.LEGAL` is the table; a worker that only gives pages away skips the first two):
+Phases of one epoch at one worker (the table is `worker_epoch.EPOCH_TRANSITIONS`; who only gives pages away skips the first two):
 
     loading --weights--> loaded --open--> opening --handoff ready--> prepared --cut comes--> cut --last old step--> switching
        '--------------------------------------------------------------'             switching --pages here--> switched
@@ -66,7 +66,8 @@ from .stage_events import (
     Tell,
     WeightsLoaded,
 )
-from .worker_epoch import LEGAL, Phase, WorkerEpoch
+from .transitions import IllegalTransitionError
+from .worker_epoch import EPOCH_TRANSITIONS, Phase, WorkerEpoch
 
 
 class StageProtocolError(Exception):
@@ -153,15 +154,13 @@ class StageMachine:
         following = self._next
         if following is None or following.epoch != event.epoch:
             return self._keep_only(_silence)  # discarded meanwhile
-        self._check(event, following)
-        following.phase = Phase.LOADED
+        following.phase = self._after(event, following)
         following.loaded = Loaded(event.epoch, self.worker, event.facts)
         return [Tell(following.loaded)]
 
     def _open(self, event: Open) -> list[Instruction]:
-        if (known := self._known(event.epoch)) is not None and known.phase is not Phase.LOADED:
-            if known.phase is Phase.LOADING:
-                raise StageProtocolError(f"epoch {event.epoch} was opened while its weights were loading")
+        known = self._known(event.epoch)
+        if known is not None and known.phase not in (Phase.LOADING, Phase.LOADED):
             return [Tell(known.prepared)] if known.prepared is not None else []
         if known is None and event.epoch <= self._highest_epoch:
             return self._too_late("Open", event.epoch)
@@ -170,7 +169,8 @@ class StageMachine:
             discarded = self._discard_next()
             known = self._next = WorkerEpoch(event.epoch, Phase.OPENING)
             self._highest_epoch = event.epoch
-        known.phase = Phase.OPENING
+        else:
+            known.phase = self._after(event, known)
         known.has_upstream = bool(event.upstream)
         known.has_transfers = bool(event.transfers)
         return [*discarded, OpenEpoch(event, known.stage)]
@@ -179,8 +179,7 @@ class StageMachine:
         following = self._next
         if following is None or following.epoch != event.epoch:
             return []
-        self._check(event, following)
-        following.phase = Phase.PREPARED
+        following.phase = self._after(event, following)
         following.prepared = Prepared(event.epoch, self.worker, event.kv_bytes)
         return [Tell(following.prepared)]
 
@@ -205,7 +204,7 @@ class StageMachine:
         if known is None:
             self._highest_epoch = max(self._highest_epoch, event.epoch)  # a late Prepare of it must not revive it
             return [Tell(aborted)]
-        self._check(event, known)
+        known.phase = self._after(event, known)
         return [*self._discard_next(), *self._keep_only(lambda _freed: aborted)]
 
     def _confirm(self, event: Confirm) -> list[Instruction]:
@@ -220,10 +219,10 @@ class StageMachine:
             return [DropStale("Release", event.epoch, -1)]
         if known is None:
             raise StageProtocolError(f"epoch {event.epoch} was released; this worker never heard of it")
-        self._check(event, known)
-        if known.phase is Phase.RELEASED:
+        again = known.phase is Phase.RELEASED
+        known.phase = self._after(event, known)
+        if again:
             return [Tell(known.released)] if known.released is not None else []
-        known.phase = Phase.RELEASED
 
         def answer(freed_bytes: int) -> Released:
             known.released = Released(event.epoch, self.worker, freed_bytes)
@@ -260,9 +259,14 @@ class StageMachine:
             (known for known in (self._serving, self._next) if known is not None and known.epoch == epoch), None
         )
 
-    def _check(self, event: Event, known: WorkerEpoch) -> None:
-        if known.phase not in LEGAL[type(event)]:
-            raise StageProtocolError(f"{type(event).__name__} came while epoch {known.epoch} was {known.phase.value}")
+    def _after(self, event: Event, known: WorkerEpoch) -> Phase:
+        """The phase that ``event`` leads to. Raises `StageProtocolError`."""
+        try:
+            return EPOCH_TRANSITIONS.after(known.phase, type(event).__name__)
+        except IllegalTransitionError:
+            raise StageProtocolError(
+                f"{type(event).__name__} came while epoch {known.epoch} was {known.phase.value}"
+            ) from None
 
     # --- the cut ---
 
@@ -272,8 +276,7 @@ class StageMachine:
             if cut.epoch <= self._highest_epoch and self._known(cut.epoch) is None:
                 return [DropStale("Cut", cut.epoch, cut.step)]
             raise StageProtocolError(f"the cut to epoch {cut.epoch} came; this worker prepared no such epoch")
-        self._check(cut, following)
-        following.phase = Phase.CUT
+        following.phase = self._after(cut, following)
         if cut.abandon:
             self._abandoned_below = cut.epoch
             self._queue.clear()
@@ -284,21 +287,21 @@ class StageMachine:
         following = self._next
         assert following is not None
         self._serving, self._next = following, None
-        following.phase, following.cut_step = Phase.SWITCHING, cut.step
+        following.phase = EPOCH_TRANSITIONS.after(following.phase, "last step before it")
+        following.cut_step = cut.step
         closed: list[Instruction] = [CloseEpochs(self._open_epochs()), ForgetPages()] if cut.abandon else []
         if following.has_transfers:
             return [*closed, CutHandoff(cut), *self._next_step()]
-        return [*closed, *self._become_switched(following, CopyTotals())]
+        return [*closed, *self._become_switched(following, PagesCrossed(cut.epoch, CopyTotals()))]
 
     def _pages_crossed(self, event: PagesCrossed) -> list[Instruction]:
         known = self._serving
         if known is None or known.epoch != event.epoch:
             return []
-        self._check(event, known)
-        return self._become_switched(known, event.copied)
+        return self._become_switched(known, event)
 
-    def _become_switched(self, known: WorkerEpoch, copied: CopyTotals) -> list[Instruction]:
-        known.phase = Phase.SWITCHED
+    def _become_switched(self, known: WorkerEpoch, event: PagesCrossed) -> list[Instruction]:
+        known.phase, copied = self._after(event, known), event.copied
         known.switched = Switched(known.epoch, self.worker, known.cut_step, copied)
         return [Tell(known.switched), *self._next_step()]
 

@@ -6,8 +6,9 @@ import enum
 from collections import deque
 from dataclasses import dataclass, field
 
-from .messages import Abort, Cut, Loaded, Open, Prepared, Release, Released, Switched
-from .stage_events import ActivationArrived, EpochOpened, PagesCrossed, WeightsLoaded
+from .messages import Loaded, Prepared, Released, Switched
+from .stage_events import ActivationArrived
+from .transitions import Transitions
 
 
 class Phase(enum.Enum):
@@ -21,18 +22,29 @@ class Phase(enum.Enum):
     SWITCHING = "switching"
     SWITCHED = "switched"
     RELEASED = "released"
+    DISCARDED = "discarded"
 
 
-LEGAL: dict[type, frozenset[Phase]] = {
-    WeightsLoaded: frozenset({Phase.LOADING}),
-    Open: frozenset({Phase.LOADED}),
-    EpochOpened: frozenset({Phase.OPENING}),
-    Cut: frozenset({Phase.PREPARED}),
-    PagesCrossed: frozenset({Phase.SWITCHING}),
-    Release: frozenset({Phase.SWITCHED, Phase.RELEASED}),
-    Abort: frozenset({Phase.LOADING, Phase.LOADED, Phase.OPENING, Phase.PREPARED}),
-}
-"""In which phase of the epoch that it names an event may come, where it is not the second time of one that did."""
+EPOCH_TRANSITIONS = Transitions(
+    "one epoch at one worker",
+    Phase.LOADING,
+    {
+        (Phase.LOADING, "WeightsLoaded"): Phase.LOADED,
+        (Phase.LOADED, "Open"): Phase.OPENING,
+        (Phase.OPENING, "EpochOpened"): Phase.PREPARED,
+        (Phase.PREPARED, "Cut"): Phase.CUT,
+        (Phase.CUT, "last step before it"): Phase.SWITCHING,
+        (Phase.SWITCHING, "PagesCrossed"): Phase.SWITCHED,
+        (Phase.SWITCHED, "Release"): Phase.RELEASED,
+        (Phase.RELEASED, "Release"): Phase.RELEASED,
+        **{
+            (phase, cause): Phase.DISCARDED
+            for phase in (Phase.LOADING, Phase.LOADED, Phase.OPENING, Phase.PREPARED)
+            for cause in ("Abort", "EpochFailed", "newer Prepare")
+        },
+    },
+)
+"""Phases of the epoch that an event names. A worker that only gives pages away begins at OPENING."""
 
 
 @dataclass(slots=True)

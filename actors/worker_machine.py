@@ -16,6 +16,7 @@ import enum
 from dataclasses import dataclass
 
 from .messages import PROTOCOL_VERSION, Hello
+from .transitions import Transitions
 
 
 class WorkerState(enum.Enum):
@@ -27,6 +28,24 @@ class WorkerState(enum.Enum):
     TERMINATING = "terminating"
     KILLED = "killed"
     GONE = "gone"
+
+
+WORKER_TRANSITIONS = Transitions(
+    "a worker process",
+    WorkerState.SPAWNED,
+    {
+        (WorkerState.SPAWNED, "hello"): WorkerState.UP,
+        (WorkerState.UP, "retire"): WorkerState.DRAINING,
+        (WorkerState.DRAINING, "timer"): WorkerState.TERMINATING,
+        (WorkerState.TERMINATING, "timer"): WorkerState.KILLED,
+        **{(state, "link lost"): WorkerState.KILLED for state in (WorkerState.SPAWNED, WorkerState.UP)},
+        **{
+            (state, "retire at once"): WorkerState.KILLED
+            for state in (WorkerState.SPAWNED, WorkerState.UP, WorkerState.DRAINING, WorkerState.TERMINATING)
+        },
+        **{(state, "exit"): WorkerState.GONE for state in WorkerState if state is not WorkerState.GONE},
+    },
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +145,7 @@ class WorkerMachine:
             case LinkLost():
                 return self._condemn(event.sentence)
             case Exited():
-                self.state = WorkerState.GONE
+                self._go("exit")
                 how = f"signal {-event.code}" if event.code < 0 else f"exit code {event.code}"
                 return self._gone(f"its process ended ({how})")
             case Retire():
@@ -139,27 +158,27 @@ class WorkerMachine:
             return self._condemn(f"it speaks protocol {event.protocol}, this build speaks {PROTOCOL_VERSION}")
         if self.state is not WorkerState.SPAWNED:
             return []
-        self.state = WorkerState.UP
+        self._go("hello")
         return [ReportUp()]
 
     def _retire(self, event: Retire) -> list[Instruction]:
         if self.state is WorkerState.KILLED:
             return []
         if event.kill or self.state is WorkerState.SPAWNED:
-            self.state = WorkerState.KILLED
+            self._go("retire at once")
             return [Signal(kill=True)]
         if self.state is not WorkerState.UP:
             return []
-        self.state = WorkerState.DRAINING
+        self._go("retire")
         return [SendDrain(event.reason), SetTimer(self._limits.drain_s_max)]
 
     def _next_rung(self) -> list[Instruction]:
         match self.state:
             case WorkerState.DRAINING:
-                self.state = WorkerState.TERMINATING
+                self._go("timer")
                 return [Signal(kill=False), SetTimer(self._limits.terminate_s_max)]
             case WorkerState.TERMINATING:
-                self.state = WorkerState.KILLED
+                self._go("timer")
                 return [Signal(kill=True)]
             case _:
                 return []
@@ -168,8 +187,11 @@ class WorkerMachine:
         """Kill it, unless it is leaving anyway: then its link may well end first."""
         if self.state in (WorkerState.DRAINING, WorkerState.TERMINATING, WorkerState.KILLED):
             return []
-        self.state = WorkerState.KILLED
+        self._go("link lost")
         return [Signal(kill=True), *self._gone(sentence)]
+
+    def _go(self, cause: str) -> None:
+        self.state = WORKER_TRANSITIONS.after(self.state, cause)
 
     def _gone(self, sentence: str) -> list[Instruction]:
         if self._reported_gone:
