@@ -80,6 +80,7 @@ class Faults:
     def __init__(self, scenario: Scenario, world: Victims, checks: Checks) -> None:
         self.injected: Counter[tuple[str, str]] = Counter()
         self.last_harm_s = 0.0
+        self.silenced = False  # whether somebody fell silent for longer than links bear
         self._world = world
         self._checks = checks
         self._chance = random.Random(f"faults {scenario.seed}")  # noqa: S311 - reproducible on purpose
@@ -196,6 +197,7 @@ class Faults:
         worker = self._choose(aim, self._wanted(aim.kind))
         if worker is not None:
             self.happened("hang", severe=self._is_severe(worker), target=f"worker {worker}")
+            self.silenced = True
             self._world.network.hang(f"worker-{worker}")
 
     async def _slow(self, aim: Aim) -> None:
@@ -252,6 +254,7 @@ class Faults:
             return
         first, second = self._chance.sample(names, 2)
         self.happened(aim.kind, severe=aim.lasts_s >= SILENCE_S, target=f"{first}, {second}")
+        self.silenced |= aim.lasts_s >= SILENCE_S
         network = self._world.network
         ways = [(first, second), (second, first)] if aim.kind == "partition" else [(first, second)]
         for way in ways:

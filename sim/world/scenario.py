@@ -45,6 +45,15 @@ the new one, or both. lose and repeat: commands of the coordinator and their ans
 
 PAIRS: Final = tuple((phase, kind) for kind, phases in FAULTS.items() for phase in phases)
 
+_TROUBLE = (
+    ("no-memory", "load"),
+    ("no-memory", "copy"),
+    ("crash-new", "copy"),
+    ("crash-both", "copy"),
+    ("crash-both", "switch"),
+    ("coordinator", "copy"),
+    ("coordinator", "switch"),
+)
 _MODEL = ModelledModel(layers=4, vocabulary=400)
 CONTEXT_TOKENS = 64
 """Longest prompt and output together."""
@@ -156,8 +165,12 @@ def _aims(chance: random.Random, seed: int, pairs: Sequence[tuple[str, str]], ki
     if phase == "abort":
         cause = chance.choice((("no-memory", "load"), ("disk-full", "commit"), ("no-memory", "copy")))
         aims.insert(0, _aim(chance, *cause))
-    if len(aims) == 1 and chance.random() < 0.3:
-        other = chance.choice(pairs_of(kinds))
+    if len(aims) == 1 and kind in ("lose", "repeat") and chance.random() < 0.5:
+        # What was lost or comes twice matters most where the change is taken back, or somebody starts anew.
+        companions = [pair for pair in _TROUBLE if pair[0] in kinds]
+        aims.extend(_aim(chance, *companion) for companion in chance.sample(companions, min(1, len(companions))))
+    elif len(aims) == 1 and chance.random() < 0.3:
+        other = chance.choice(pairs)
         aims.append(_aim(chance, other[1], other[0]))
     return tuple(aims)
 

@@ -27,8 +27,10 @@ from .mutations import NOTHING_PLANTED, Mutation
 from .scenario import Reshape, Scenario, Visit
 from .visitor import Visitor
 
-QUIET_S_MAX = 60.0
-"""So long after the last harm everything must have ended: a hung worker is noticed after 10 s, and a recovery may try again."""
+PROMPT_S_MAX = 8.0
+"""So long after the last harm everything must have ended: no timeout of the protocol (20 s here) may be what ends it."""
+SILENT_S_MAX = 60.0
+"""The same where somebody fell silent: that is noticed after 10 s, and a recovery may have to try again."""
 LOOK_S = 0.25
 """What does not announce itself is looked at so often."""
 HISTORY_S_MAX = 600.0
@@ -90,7 +92,7 @@ class World:
     def __init__(self, scenario: Scenario, mutation: Mutation, history: History, lines: LogLines | None) -> None:
         self.scenario = scenario
         self.network = MemoryNetwork(scenario.seed, scenario.weather)
-        self.journal: WorldJournal = mutation.journal(write_s=WRITE_S)
+        self.journal = WorldJournal(write_s=WRITE_S)
         self.checks = Checks(self.journal)
         self.faults = Faults(scenario, self, self.checks)
         self.journal.hand, self.journal.checks = self.faults, self.checks
@@ -139,7 +141,7 @@ class World:
             making = f", epoch {change.epoch} is {change.phase.value}" if change else ""
             who = f"visitors {', '.join(waiting)} wait; " if waiting else ""
             self.checks.violated(
-                rules.ENDS, f"{QUIET_S_MAX:g} s after the last fault {who}the pipeline is {state}{making}"
+                rules.ENDS, f"{self._quiet_s_max():g} s after the last fault {who}the pipeline is {state}{making}"
             )
         elif untidy := self._house_rules():
             self.checks.violated(rules.IDLE, untidy)
@@ -153,10 +155,13 @@ class World:
             and self._serves()
         )
 
+    def _quiet_s_max(self) -> float:
+        return SILENT_S_MAX if self.faults.silenced else PROMPT_S_MAX
+
     async def _within_bounds(self, holds: Callable[[], bool], sentence: str) -> bool:
         """Wait until something holds; False, and a violation (where it has a sentence), where it does not come to hold."""
         while not holds():
-            deadline = self.faults.last_harm_s + QUIET_S_MAX
+            deadline = self.faults.last_harm_s + self._quiet_s_max()
             if self.faults.quiet and trio.current_time() >= deadline:
                 if sentence:
                     self.checks.violated(rules.ENDS, sentence)
