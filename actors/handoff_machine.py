@@ -227,7 +227,8 @@ class HandoffMachine:
     def _progress(self) -> list[Instruction]:
         if self.state is not HandoffState.BEFORE_CUT or self._vote_state.cast:
             return []
-        return [Progress(self._sent.sent_bytes, self._remaining_bytes())]
+        under_way = sum(giving.under_way_bytes for giving in self._giving.values())
+        return [Progress(self._sent.sent_bytes - under_way, self._remaining_bytes())]
 
     def _remaining_bytes(self) -> int:
         wanted = self._wanted()

@@ -43,10 +43,16 @@ class Giving:
         self._layer = 0  # place of the layer that this round has come to
         self._in_round = False
 
+    @property
+    def under_way_bytes(self) -> int:
+        """Pages that are being sent: counted as sent already, not yet gone."""
+        run = self.under_way
+        return len(run.blocks) * run.page_bytes if isinstance(run, SendRun) else 0
+
     def remaining_bytes(self, wanted: Int64Array, pages: Pages) -> int:
-        """Bytes of ``wanted`` blocks that are unsent."""
+        """Bytes of ``wanted`` blocks that are unsent or under way."""
         counts = self._unsent(slice(None), wanted, pages).sum(axis=1)
-        return int(counts @ np.asarray(self.transfer.page_bytes, np.int64))
+        return int(counts @ np.asarray(self.transfer.page_bytes, np.int64)) + self.under_way_bytes
 
     def unsent_blocks(self, wanted: Int64Array, pages: Pages) -> Bools:
         """Which of ``wanted`` are unsent in some layer."""

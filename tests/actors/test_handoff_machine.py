@@ -239,6 +239,9 @@ def test_a_donor_votes_once_what_is_left_is_little_and_tells_how_far_it_is_until
     (run,) = machine.handle(welcomed())
     assert (run.layer, run.blocks.tolist(), run.hurried) == (0, [0], False)
     answers = machine.handle(RunSent(GIVEN))
+    assert kinds(answers) == [SendRun, Progress]
+    assert answers[1] == Progress(PAGE_BYTES, 3 * PAGE_BYTES)
+    answers = machine.handle(RunSent(GIVEN))
     assert kinds(answers) == [SendRun, Progress, Vote]
     assert answers[1] == Progress(2 * PAGE_BYTES, 2 * PAGE_BYTES)
     assert kinds(machine.handle(RunSent(GIVEN))) == [SendRun]
