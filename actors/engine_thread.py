@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import ParamSpec, TypeVar
 
+import outcome
 import trio
 
 from ..runtime.interface import (
@@ -36,8 +37,9 @@ T = TypeVar("T")
 
 PROGRESS_INTERVAL_S = 0.1
 """Least time between two progress messages of one load."""
-LOADING_NICENESS = 10
-"""How far the loading thread stands back: a tenth of a step's weight. More would let it starve while it holds the GIL."""
+LOADING_NICENESS = 5
+"""How far the loading thread stands back: a third of a step's weight. At 10 a load from disk took twice as long, and steps
+waited now and then (100 ms) for a loader that held the GIL and was not given a core."""
 LOADING_PAUSE_S = 0.015
 """How long a load rests after each piece (an atom that is mapped, a weight that is read) while steps run. Mapping an atom
 takes 0.25 ms, most of it with the GIL, for which a step asks after every operator: without rests, mapping 31 atoms added its
@@ -53,7 +55,6 @@ class EngineThread:
         self._computing = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
         self._loading = ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader", initializer=_stand_back)
         self._copying = ThreadPoolExecutor(max_workers=1, thread_name_prefix="pages")
-        self._kv_bytes_per_block: dict[int, int] = {}
         self._steps = 0
         self._computes = False
 
@@ -80,15 +81,14 @@ class EngineThread:
             self._engine = await _call(self._computing, self._make, spec)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(tell)
-            facts = await _call(self._loading, self._engine.load, atoms, note)
+            # An error is raised outside, or the nursery would wrap it.
+            loaded = await outcome.acapture(_call, self._loading, self._engine.load, atoms, note)
             nursery.cancel_scope.cancel()
-        self._kv_bytes_per_block |= dict(zip(facts.layers, facts.page_bytes, strict=True))
-        return facts
+        return loaded.unwrap()
 
     async def reserve(self, blocks: int) -> int:
-        """Make room for ``blocks`` KV blocks; the bytes that they may take in the layers that are here."""
-        await _call(self._computing, self._loaded.reserve, blocks)
-        return blocks * sum(self._kv_bytes_per_block.values())
+        """Make room for ``blocks`` KV blocks; the bytes that all pages may take."""
+        return await _call(self._computing, self._loaded.reserve, blocks)
 
     async def run(
         self, atoms: range, batch: RaggedBatch, hidden: BufferView | None, rows: Sequence[SampleRow]

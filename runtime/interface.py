@@ -170,8 +170,11 @@ class StageEngine(Protocol):
         """Make ``atoms`` resident beside those that are, and say what they weigh. ``progress(done, total)`` in bytes."""
         ...
 
-    def reserve(self, blocks: int) -> None:
-        """Make room for KV blocks 0 .. ``blocks`` - 1 in every resident layer and warm up what is new; content stays."""
+    def reserve(self, blocks: int) -> int:
+        """Make room for KV blocks 0 .. ``blocks`` - 1 in every resident layer; the bytes that all pages may then take.
+
+        Content stays, nothing moves. Where there was room for more, that stays until the next `drop`.
+        """
         ...
 
     def run(

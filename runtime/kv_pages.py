@@ -60,7 +60,7 @@ class KvLayer:
 
 
 RowCopy = Callable[[Bytes, Int32Array, Bytes], None]
-"""Copies rows between pages [blocks, page bytes], at the places of some blocks, and a packed array."""
+"""Copies between pages [held, page bytes], at the places of blocks, and packed bytes; IndexError where one is not there."""
 
 
 class KvPages:
@@ -113,8 +113,10 @@ class KvPages:
         with self._changing:
             self.layers = self.layers | {layer.geometry.layer: layer for layer in layers}
 
-    def reserve(self, blocks: int) -> None:
-        """Have ``blocks`` pages in every layer, keeping content. Raises `OutOfMemoryError` before anything changed.
+    def reserve(self, blocks: int) -> int:
+        """Have ``blocks`` pages in every layer, keeping content; their bytes in all.
+
+        Raises `OutOfMemoryError` before anything changed.
 
         Where there were more before, those stay until `drop`: steps of the epoch before may still name them.
         """
@@ -135,6 +137,7 @@ class KvPages:
         except MemoryError as error:
             raise OutOfMemoryError(f"{blocks} KV blocks of {self.bytes_per_block} bytes do not fit: {error}") from error
         self.blocks, self._wanted = held, blocks
+        return sum(layer.pages.nbytes for layer in layers.values())
 
     def drop(self, keep: Iterable[int]) -> int:
         """Let go of the pages of every layer that is not in ``keep``, and of blocks beyond the last `reserve`.
@@ -156,7 +159,7 @@ class KvPages:
         """Copy pages into ``out``, one after another. Without the GIL, so that a step goes on beside it."""
         pages = self._pages(layer, blocks, out)
         if self._copies is not None:
-            self._copies[0](_rows(pages), blocks, np.frombuffer(out, np.uint8).reshape(len(blocks), -1))
+            self._copy(self._copies[0], pages, blocks, out)
         else:
             found = pages[torch.from_numpy(blocks.astype(np.int64)).to(self._device)].cpu()
             out[:] = found.view(torch.uint8).numpy().data.cast("B")
@@ -164,12 +167,18 @@ class KvPages:
     def scatter(self, layer: int, blocks: Int32Array, data: memoryview) -> None:
         """Put pages that lie in ``data`` one after another in the places of ``blocks``."""
         pages = self._pages(layer, blocks, data)
-        packed = np.frombuffer(data, np.uint8).reshape(len(blocks), -1)
         if self._copies is not None:
-            self._copies[1](_rows(pages), blocks, packed)
+            self._copy(self._copies[1], pages, blocks, data)
         else:
-            values = torch.from_numpy(packed.copy()).view(self._dtype).to(self._device)
+            packed = np.frombuffer(data, np.uint8).reshape(len(blocks), -1).copy()
+            values = torch.from_numpy(packed).view(self._dtype).to(self._device)
             pages[torch.from_numpy(blocks.astype(np.int64)).to(self._device)] = values
+
+    def _copy(self, copy: RowCopy, pages: torch.Tensor, blocks: Int32Array, packed: memoryview) -> None:
+        try:
+            copy(pages.view(torch.uint8).numpy(), blocks, np.frombuffer(packed, np.uint8))
+        except IndexError:
+            raise _not_reserved(blocks, len(pages)) from None
 
     def _pages(self, layer: int, blocks: Int32Array, data: memoryview) -> torch.Tensor:
         """The pages of a layer, where ``blocks`` lie in them and ``data`` is as long as they are. Raises `EngineError`."""
@@ -177,16 +186,15 @@ class KvPages:
         if held is None:
             raise EngineError(f"This worker does not hold layer {layer}; it holds {sorted(self.layers)}")
         pages = held.pages
-        if len(blocks) == 0 or not 0 <= blocks.min() <= blocks.max() < len(pages):
-            raise EngineError(f"KV blocks {blocks.tolist()[:8]} are not all among the {len(pages)} reserved ones")
+        if len(blocks) == 0 or (self._copies is None and not 0 <= blocks.min() <= blocks.max() < len(pages)):
+            raise _not_reserved(blocks, len(pages))
         if data.nbytes != len(blocks) * held.page_bytes:
             raise EngineError(f"{len(blocks)} pages of {held.page_bytes} bytes do not fit {data.nbytes} bytes")
         return pages
 
 
-def _rows(pages: torch.Tensor) -> Bytes:
-    rows: Bytes = pages.view(torch.uint8).numpy()
-    return rows
+def _not_reserved(blocks: Int32Array, held: int) -> EngineError:
+    return EngineError(f"KV blocks {blocks.tolist()[:8]} are not all among the {held} reserved ones")
 
 
 def _row_copies() -> tuple[RowCopy, RowCopy]:
@@ -199,11 +207,18 @@ def _row_copies() -> tuple[RowCopy, RowCopy]:
 
 
 def _take_rows(pages: Bytes, blocks: Int32Array, packed: Bytes) -> None:
-    np.take(pages, blocks, axis=0, out=packed, mode="clip")
+    _check(blocks, len(pages))
+    np.take(pages, blocks, axis=0, out=packed.reshape(len(blocks), -1), mode="clip")
 
 
 def _put_rows(pages: Bytes, blocks: Int32Array, packed: Bytes) -> None:
-    pages[blocks] = packed
+    _check(blocks, len(pages))
+    pages[blocks] = packed.reshape(len(blocks), -1)
+
+
+def _check(blocks: Int32Array, held: int) -> None:
+    if not 0 <= blocks.min() <= blocks.max() < held:
+        raise IndexError
 
 
 def _host_bytes() -> int:

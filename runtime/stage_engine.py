@@ -55,12 +55,16 @@ class LoweredStageEngine:
         self._check_atoms(atoms)
         return self.resident.load(atoms, self.backend_reason, progress)
 
-    def reserve(self, blocks: int) -> None:
-        """Make room for KV pages. A new engine then runs one token, so that the first request pays for no set-up."""
-        self.pages.reserve(blocks)
+    def reserve(self, blocks: int) -> int:
+        """Make room for KV pages. A new engine then runs one token, so that the first request pays for no set-up.
+
+        Atoms that come later need none: their graphs were lowered with the first, their weights are in the page tables.
+        """
+        reserved_bytes = self.pages.reserve(blocks)
         if blocks > 0 and not self._is_warm:
             self._is_warm = True
             self._warm_up()
+        return reserved_bytes
 
     def run(
         self, atoms: range, batch: RaggedBatch, hidden: BufferView | None, rows: Sequence[SampleRow]

@@ -1,6 +1,7 @@
 """Copies pages between their places and a packed buffer, without the GIL.
 
-Owns the kernel; knows nothing of layers. Neighbouring pages go in one copy, which the C library's ``memcpy`` does best.
+Owns the kernel and the check that every block exists; knows nothing of layers. Neighbouring pages go in one ``memcpy``. Stores past
+the caches were tried for large copies: a quarter faster to scatter 16 MiB, slower to gather, and a checksum found nothing cached.
 """
 
 from __future__ import annotations
@@ -14,12 +15,18 @@ from numba import types
 from . import compiler
 from .machine import load_int32
 
+Bytes = npt.NDArray[np.uint8]
+Blocks = npt.NDArray[np.int32]
+
 _memcpy: Any = types.ExternalFunction("memcpy", types.int64(types.int64, types.int64, types.int64))
 
 
-@compiler.entry(types.void(types.int64, types.int64, types.int64, types.int64, types.int64, types.int64))
-def _copy(pages: int, page_bytes: int, blocks: int, count: int, packed: int, gathers: int) -> None:
-    """Run after run of neighbouring blocks, from the pages or to them."""
+@compiler.entry(types.int64(*[types.int64] * 7))
+def _copy(pages: int, held: int, page_bytes: int, blocks: int, count: int, packed: int, gathers: int) -> int:
+    """Copy run after run of neighbouring blocks; or, where a block is not below ``held``, say where it stands, and copy none."""
+    for index in range(count):
+        if load_int32(blocks + 4 * index) < 0 or load_int32(blocks + 4 * index) >= held:
+            return index
     first = 0
     while first < count:
         block = load_int32(blocks + 4 * first)
@@ -32,20 +39,27 @@ def _copy(pages: int, page_bytes: int, blocks: int, count: int, packed: int, gat
         else:
             _memcpy(place, beside, size)
         first = end
+    return -1
 
 
-def gather_rows(pages: npt.NDArray[np.uint8], blocks: npt.NDArray[np.int32], out: npt.NDArray[np.uint8]) -> None:
-    """``out[i] = pages[blocks[i]]`` for contiguous rows of bytes. The caller checks that blocks and sizes fit."""
+def gather_rows(pages: Bytes, blocks: Blocks, out: Bytes) -> None:
+    """``out[i] = pages[blocks[i]]`` for rows of bytes: ``pages`` [held, page bytes], ``out`` as many bytes as the blocks have.
+
+    Raises IndexError, and copies nothing, where a block is not in ``pages``.
+    """
     _run(pages, blocks, out, 1)
 
 
-def scatter_rows(pages: npt.NDArray[np.uint8], blocks: npt.NDArray[np.int32], data: npt.NDArray[np.uint8]) -> None:
+def scatter_rows(pages: Bytes, blocks: Blocks, data: Bytes) -> None:
     """``pages[blocks[i]] = data[i]`` likewise."""
     _run(pages, blocks, data, 0)
 
 
-def _run(
-    pages: npt.NDArray[np.uint8], blocks: npt.NDArray[np.int32], packed: npt.NDArray[np.uint8], gathers: int
-) -> None:
+def _run(pages: Bytes, blocks: Blocks, packed: Bytes, gathers: int) -> None:
+    held, page_bytes = pages.shape
     blocks = np.ascontiguousarray(blocks, np.int32)
-    _copy(pages.ctypes.data, pages.shape[1], blocks.ctypes.data, len(blocks), packed.ctypes.data, gathers)
+    wrong = _copy(
+        pages.ctypes.data, held, page_bytes, blocks.ctypes.data, len(blocks), packed.ctypes.data, gathers
+    )  # fmt: skip
+    if wrong >= 0:
+        raise IndexError(f"block {blocks[wrong]} is not among {held}")

@@ -1,0 +1,166 @@
+"""A real engine behind the awaited port: steps beside loads and copies, checksums that are checked, errors that arrive."""
+
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import trio
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from flexpipe.actors.engine_thread import EngineThread
+from flexpipe.runtime.capturing.capture import capture
+from flexpipe.runtime.interface import EngineError, EngineSpec, RaggedBatch, StageFacts
+from flexpipe.runtime.page_checksum import page_checksum
+from flexpipe.runtime.program import load_program, save_program
+from flexpipe.runtime.stage_engine import LoweredStageEngine
+from tiny_models import FAMILIES, random_model
+
+
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("llama")
+    random_model(FAMILIES["llama"]()).save_pretrained(folder)
+    save_program(capture(folder), folder / "program.json")
+    return EngineSpec(str(folder), str(folder / "program.json"))
+
+
+def atoms_of(spec):
+    return len(load_program(Path(spec.program_file)).atoms)
+
+
+async def ignore(_done, _total):
+    pass
+
+
+def one_token():
+    index = np.zeros(1, np.int32)
+    return RaggedBatch(index, index, np.array([0, 1], np.int32), np.zeros((1, 1), np.int32), index)
+
+
+async def loaded(spec, atoms):
+    engine = EngineThread(LoweredStageEngine)
+    facts = await engine.load(spec, atoms, ignore)
+    return engine, facts
+
+
+async def test_steps_go_on_while_more_atoms_are_loaded(spec):
+    engine, _ = await loaded(spec, range(3))
+    await engine.reserve(4)
+    expected = bytes((await engine.run(range(3), one_token(), None, ())).hidden.data)
+    facts = []
+
+    async def load():
+        facts.append(await engine.load(spec, range(atoms_of(spec)), ignore))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(load)
+        while not facts:
+            assert bytes((await engine.run(range(3), one_token(), None, ())).hidden.data) == expected
+    assert facts[0].weights.kept_bytes > 0
+    assert facts[0].weights.disk_bytes > 0
+
+
+async def test_reserve_says_what_all_pages_may_take(spec):
+    engine, facts = await loaded(spec, range(atoms_of(spec)))
+    assert await engine.reserve(7) == 7 * sum(facts.page_bytes)
+    assert await engine.drop(range(2)) > 0
+    assert await engine.reserve(7) < 7 * sum(facts.page_bytes)
+
+
+async def test_pages_move_with_a_checksum_that_both_ends_compute(spec):
+    donor, facts = await loaded(spec, range(atoms_of(spec)))
+    acquirer, _ = await loaded(spec, range(atoms_of(spec)))
+    await donor.reserve(4)
+    await acquirer.reserve(4)
+    await donor.run(range(3), one_token(), None, ())
+    data, block = memoryview(bytearray(facts.page_bytes[0])), np.array([0], np.int32)
+    checksum = await donor.gather_pages(0, block, data)
+    assert checksum == page_checksum(data)
+    assert any(data)
+    assert await acquirer.scatter_pages(0, block, data, checksum)
+    back = memoryview(bytearray(facts.page_bytes[0]))
+    assert await acquirer.gather_pages(0, block, back) == checksum
+    assert back == data
+
+
+async def test_pages_with_a_wrong_checksum_change_nothing(spec):
+    engine, facts = await loaded(spec, range(atoms_of(spec)))
+    await engine.reserve(4)
+    block = np.array([2], np.int32)
+    before, page = (memoryview(bytearray(facts.page_bytes[0])) for _ in range(2))
+    await engine.gather_pages(0, block, before)
+    page[5] = 1
+    assert not await engine.scatter_pages(0, block, page, page_checksum(before))
+    after = memoryview(bytearray(facts.page_bytes[0]))
+    await engine.gather_pages(0, block, after)
+    assert after == before
+
+
+async def test_errors_of_the_engine_arrive_and_leave_it_usable(spec):
+    engine, _ = await loaded(spec, range(3))
+    await engine.reserve(4)
+    with pytest.raises(EngineError, match="were not loaded"):
+        await engine.run(range(4), one_token(), None, ())
+    with pytest.raises(EngineError, match="layer 99"):
+        await engine.gather_pages(99, np.array([0], np.int32), memoryview(bytearray(1)))
+    with pytest.raises(EngineError, match="atoms"):
+        await engine.load(spec, range(1000), ignore)
+    assert (await engine.run(range(3), one_token(), None, ())).hidden is not None
+
+
+async def test_before_its_first_load_a_worker_has_nothing_to_drop():
+    engine = EngineThread(LoweredStageEngine)
+    assert await engine.drop(range(3)) == 0
+    assert engine.peak_rss_bytes() > 0
+
+
+class GatedEngine:
+    """Loads only once a step was run meanwhile; tells which threads called."""
+
+    def __init__(self, _spec):
+        self.stepped = threading.Event()
+        self.threads = {"make": threading.get_ident()}
+
+    def load(self, _atoms, progress):
+        self.threads["load"] = threading.get_ident()
+        progress(1, 2)
+        self.stepped.wait()
+        progress(2, 2)
+        return StageFacts(0, 0, 0, (), (), "", "")
+
+    def run(self, *_arguments):
+        self.threads["run"] = threading.get_ident()
+        self.stepped.set()
+
+    def gather_pages(self, _layer, _blocks, _out):
+        self.threads["gather"] = threading.get_ident()
+
+
+async def test_a_step_waits_for_neither_a_load_nor_a_copy():
+    made = []
+
+    def make(spec):
+        made.append(GatedEngine(spec))
+        return made[0]
+
+    engine = EngineThread(make)
+    told = []
+
+    async def progress(done, total):
+        told.append((done, total))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(engine.load, EngineSpec("", ""), range(1), progress)
+        while not made or "load" not in made[0].threads:
+            await trio.lowlevel.checkpoint()
+        while not told:
+            await trio.lowlevel.checkpoint()
+        await engine.gather_pages(0, np.zeros(1, np.int32), memoryview(b""))
+        await engine.run(range(1), one_token(), None, ())
+    assert told[0] == (1, 2)
+    threads = made[0].threads
+    assert threads["make"] == threads["run"]
+    assert len({threads["run"], threads["load"], threads["gather"], threading.get_ident()}) == 4
