@@ -125,13 +125,20 @@ class ChangeMachine:
     def answered(self, message: object) -> Step:
         """A worker spoke of this epoch."""
         if isinstance(message, HandoffFailed):
-            return Step([], Failure(f"worker {message.worker}: {message.sentence}", hopeless=True))
+            return self._handoff_failed(f"worker {message.worker}: {message.sentence}")
         if not isinstance(message, tuple(ANSWERS.values())):
             return _NOTHING  # progress, for whoever watches
         answer = cast("Answer", message)
         if isinstance(answer, Prepared):
             self._roster.kv_bytes[answer.worker] = answer.kv_bytes
         return self._phase_over() if self.change.note(answer) else _NOTHING
+
+    def _handoff_failed(self, sentence: str) -> Step:
+        if self.change.phase is not ChangePhase.COMMITTING:
+            return Step([], Failure(sentence, hopeless=True))
+        # It broke after its vote, and nobody knows yet whether the decision is on disk.
+        self.change.doomed = self.change.doomed or sentence
+        return _NOTHING
 
     def room_known(self, event: RoomKnown) -> Step:
         """The scheduler said what its requests need."""
