@@ -126,6 +126,10 @@ class CoordinatorMachine:
             raise RefactorRefusedError(
                 f"the change to epoch {self.change.epoch} is still under way; try again when it is done"
             )
+        if any(worker not in self.roster.facts for worker in self.route.workers):
+            raise RefactorRefusedError(
+                "the coordinator has just started and asks the workers what they hold; try again"
+            )
 
     # --- start, and taking over from a coordinator that ended ---
 

@@ -40,13 +40,16 @@ def take_over(event: Start, committed: Committed, roster: Roster, spec: Pipeline
     idle = event.scheduler_epoch < 0 and (is_live or event.journal.released)
     broken = any(worker not in roster for worker in route.workers)
     instructions = _undo(event, committed, roster)
+    before = event.journal.before if is_live and not event.journal.released and not (idle or broken) else None
+    needed = {*route.workers, *(before.workers if before else ())}
+    strays = [worker for worker in roster.is_up if worker not in needed]
+    instructions.extend(roster.retire(strays, kill=True, reason="no epoch that was decided needs this worker"))
     if idle or broken:
         return Takeover(instructions, None, is_broken=True)
     # The workers tell their facts again, which the journal does not hold.
     asks = [TellWorker(worker, spec.prepare_message(route, stage)) for stage, worker in enumerate(route.workers)]
     if event.journal.released:
         return Takeover([*instructions, *asks], None, is_broken=False)
-    before = event.journal.before if is_live else None
     change = Change(route, committed.strategy, before.route if before else None, kv_blocks=committed.kv_blocks)
     # Whoever lacks pages of a worker that is gone will say so.
     change.gone.update(worker for worker in change.leaving if worker not in roster)
@@ -54,10 +57,8 @@ def take_over(event: Start, committed: Committed, roster: Roster, spec: Pipeline
 
 
 def _undo(event: Start, committed: Committed, roster: Roster) -> list[Instruction]:
-    """Take back a plan that was not decided."""
+    """Take back a plan that was not decided; its newcomers are strays."""
     undecided, route = event.journal.undecided, committed.route
     if undecided is None:
         return []
-    aborts: list[Instruction] = [TellWorker(w, Abort(undecided.epoch, _ORPHANED)) for w in route.workers if w in roster]
-    newcomers = [worker for worker in undecided.workers if worker not in route.workers]
-    return [*aborts, *roster.retire(newcomers, kill=True, reason=_ORPHANED)]
+    return [TellWorker(worker, Abort(undecided.epoch, _ORPHANED)) for worker in route.workers if worker in roster]
