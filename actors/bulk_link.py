@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import trio
+
 from ..transport.address import IpcAddress, parse_address
 from ..transport.interface import FrameError, Link, LinkClosedError, Transport
 from ..transport.ring import RingReader, RingWriter
@@ -24,7 +26,7 @@ class Bulk:
 
 
 class BulkSender:
-    """The sending end. ``slots`` bulks may be under way in the ring, which is made at the first use."""
+    """The sending end, for any number of tasks. ``slots`` bulks may be under way in the ring, which is made at the first use."""
 
     def __init__(self, link: Link, ring_path: str | None, *, slots: int) -> None:
         self.link = link
@@ -32,11 +34,20 @@ class BulkSender:
         self._slots = slots
         self._ring: RingWriter | None = None
         self._closed = False
+        self._turn = trio.Lock()  # a link takes one sender at a time
 
     @property
     def has_ring(self) -> bool:
         """Whether bulks may lie in shared memory."""
         return self._ring_path is not None
+
+    def make_ring(self, bytes_max: int) -> None:
+        """Make the ring now, where there is to be one, rather than at the first use. The other end must listen already.
+
+        Raises `PeerLostError`.
+        """
+        if self._ring_path is not None and self._ring is None and not self._closed:
+            self._ring = RingWriter.connect(self._ring_path, slots=self._slots, slot_bytes=bytes_max)
 
     async def take(self, size: int, bytes_max: int) -> Bulk:
         """Memory for ``size`` of at most ``bytes_max`` bytes; waits for a free slot. Then `send` it or `give_back` it.
@@ -47,16 +58,16 @@ class BulkSender:
             raise LinkClosedError(f"{self.link.name} was closed by this end")
         if self._ring_path is None:
             return Bulk(memoryview(bytearray(size)), IN_MESSAGE)
-        if self._ring is None:
-            # Only now: who sends knows that the other end listens.
-            self._ring = RingWriter.connect(self._ring_path, slots=self._slots, slot_bytes=bytes_max)
+        self.make_ring(bytes_max)
+        assert self._ring is not None
         slot = await self._ring.acquire()
         return Bulk(self._ring.view(slot)[:size], slot)
 
     async def send(self, header: bytes, bulk: Bulk) -> None:
         """Send; the header names ``bulk.slot``. Where it fails or is cancelled, the slot is free again."""
         try:
-            await self.link.send([header] if bulk.slot != IN_MESSAGE else [header, bulk.data])
+            async with self._turn:
+                await self.link.send([header] if bulk.slot != IN_MESSAGE else [header, bulk.data])
         except BaseException:
             self.give_back(bulk)
             raise

@@ -1,21 +1,20 @@
 """Carries out `handoff_machine` on one worker for one epoch: its page links, and the copying in and out of pages.
 
 Before the cut a donor copies one run at a time, for a share of its time only, and rests in between, so that steps go first;
-after it, at once. The engine copies in a thread of its own. Decides nothing.
+after it, at once. The engine copies in a thread of its own, and both ends keep it busy: the next runs wait for it already while
+one is copied. Decides nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import trio
 
-from ..runtime.interface import EngineError
+from ..runtime.interface import EngineError, Int32Array
 from ..transport.interface import Transport, TransportError
-from .engine_port import EnginePort
 from .event_log import EventLog
 from .handoff_events import (
     Across,
@@ -46,6 +45,20 @@ from .page_link import ArrivedRun, PageReceiver, PageSender
 
 PROGRESS_INTERVAL_S = 0.1
 """Least time between two reports of progress."""
+ARRIVALS_MAX = 3
+"""Runs of one transfer that an acquirer puts in their places at once; more wait in the link."""
+
+
+class PagePort(Protocol):
+    """The part of an `EnginePort` that a handoff needs; see there."""
+
+    async def gather_pages(self, layer: int, blocks: Int32Array, out: memoryview) -> int:
+        """Copy pages into ``out``; their checksum."""
+        ...
+
+    async def scatter_pages(self, layer: int, blocks: Int32Array, data: memoryview, checksum: int) -> bool:
+        """Put pages in their places where their checksum is right."""
+        ...
 
 
 class HandoffListener(Protocol):
@@ -68,15 +81,6 @@ class HandoffListener(Protocol):
         ...
 
 
-@dataclass(slots=True)
-class _Way:
-    """The donor's side of one transfer: its link, and what waits to be sent over it."""
-
-    sender: PageSender
-    jobs: trio.MemorySendChannel[SendRun | SendEnd]
-    jobs_receiver: trio.MemoryReceiveChannel[SendRun | SendEnd]
-
-
 class Handoff:
     """See the module. `open`, then `run` in a task of its own until cancelled, beside it `stepped` and `cut`; `close` at the end.
 
@@ -87,7 +91,7 @@ class Handoff:
         self,
         opened: Open,
         worker: int,
-        engine: EnginePort,
+        engine: PagePort,
         ledger: PageLedger,
         listener: HandoffListener,
         log: EventLog,
@@ -99,11 +103,12 @@ class Handoff:
         self._listener = listener
         self._log = log
         self._limits = limits
-        self._ways: dict[int, _Way] = {}
+        self._senders: dict[int, PageSender] = {}
         self._receivers: dict[int, PageReceiver] = {}
         self._hurry = trio.Event()
         self._gentle_turn = trio.Lock()
         self._progress_due_at = -float("inf")
+        self._nursery: trio.Nursery | None = None
 
     async def open(self, transport: Transport) -> None:
         """Bind what this worker takes, connect to what it gives. An address that cannot be used fails the handoff."""
@@ -117,12 +122,11 @@ class Handoff:
     async def run(self) -> None:
         """Hand over until cancelled, then close the links."""
         try:
-            async with trio.open_nursery() as nursery:
-                for place, way in self._ways.items():
-                    nursery.start_soon(self._watch, place, self._give, place, way)
-                    nursery.start_soon(self._watch, place, self._hear_acquirer, place, way)
+            async with trio.open_nursery() as self._nursery:
+                for place, sender in self._senders.items():
+                    self._start(place, self._hear_acquirer, place, sender)
                 for place, receiver in self._receivers.items():
-                    nursery.start_soon(self._watch, place, self._take, place, receiver)
+                    self._start(place, self._take, place, receiver)
                 await self._handle(Begin())
         finally:
             self.close()
@@ -140,18 +144,22 @@ class Handoff:
     def close(self) -> None:
         """Stop, and give the rings' memory up; the links close as `run` ends. Idempotent."""
         self.machine.handle(GivenUp())
-        for way in self._ways.values():
-            way.sender.close()
+        for sender in self._senders.values():
+            sender.close()
         for receiver in self._receivers.values():
             receiver.close()
 
     async def _close_links(self) -> None:
-        for way in self._ways.values():
-            await way.sender.aclose()
+        for sender in self._senders.values():
+            await sender.aclose()
         for receiver in self._receivers.values():
             await receiver.aclose()
 
     # --- tasks ---
+
+    def _start(self, place: int, task: Callable[..., Awaitable[None]], *args: object) -> None:
+        assert self._nursery is not None, "nothing is sent before the handoff runs"
+        self._nursery.start_soon(self._watch, place, task, *args)
 
     async def _watch(self, place: int, task: Callable[..., Awaitable[None]], *args: object) -> None:
         """Run a task of one transfer. A lost or lying peer, or an engine that cannot copy, ends the transfer, not the worker."""
@@ -165,59 +173,66 @@ class Handoff:
         if place in self.machine.takes:
             self._receivers[place] = await PageReceiver.bind(transport, transfer.address, name=name)
         else:
-            bytes_max = max(self._limits.run_bytes_max, *transfer.page_bytes)
-            sender = await PageSender.connect(transport, transfer.address, name=name, run_bytes_max=bytes_max)
-            self._ways[place] = _Way(sender, *trio.open_memory_channel[SendRun | SendEnd](1))
+            bytes_max = max(self._limits.run_bytes_max, self._limits.hurried_run_bytes_max, *transfer.page_bytes)
+            self._senders[place] = await PageSender.connect(
+                transport, transfer.address, name=name, run_bytes_max=bytes_max
+            )
 
-    async def _give(self, place: int, way: _Way) -> None:
-        async for job in way.jobs_receiver:
-            if isinstance(job, SendEnd):
-                await way.sender.send_end(self._opened.epoch)
-                await self._handle(EndSent(place))
-                continue
-            if job.hurried:
-                await self._send(way.sender, job)
-            else:
-                await self._send_gently(way.sender, job)
-            await self._handle(RunSent(place))
+    async def _send_end(self, job: SendEnd) -> None:
+        await self._senders[job.transfer].send_end(self._opened.epoch)
+        await self._handle(EndSent(job.transfer))
 
-    async def _send_gently(self, sender: PageSender, job: SendRun) -> None:
+    async def _send_run(self, job: SendRun) -> None:
+        if job.hurried:
+            await self._send(job)
+        else:
+            await self._send_gently(job)
+        await self._handle(RunSent(job.transfer))
+
+    async def _send_gently(self, job: SendRun) -> None:
         """Send, then rest, unless the cut comes; all transfers of this worker in turn, so that their shares do not add up."""
         async with self._gentle_turn:
             began_s = trio.current_time()
-            await self._send(sender, job)
+            await self._send(job)
             busy_s = trio.current_time() - began_s
             with trio.move_on_after(busy_s * (1 / self._limits.copy_share_max - 1)):
                 await self._hurry.wait()
 
-    async def _send(self, sender: PageSender, job: SendRun) -> None:
+    async def _send(self, job: SendRun) -> None:
         run = PageRun(self._opened.epoch, job.layer, job.blocks.tobytes(), job.filled, job.page_bytes, 0)
 
         async def gather(out: memoryview) -> int:
             return await self._engine.gather_pages(job.layer, job.blocks, out)
 
-        await sender.send(run, len(job.blocks) * job.page_bytes, gather)
+        await self._senders[job.transfer].send(run, len(job.blocks) * job.page_bytes, gather)
 
-    async def _hear_acquirer(self, place: int, way: _Way) -> None:
+    async def _hear_acquirer(self, place: int, sender: PageSender) -> None:
         while True:
-            message = await way.sender.receive()
+            message = await sender.receive()
             if isinstance(message, PagesWelcome):
                 await self._handle(Welcomed(place, message))
             else:
                 await self._handle(RunRefused(place, message))
 
     async def _take(self, place: int, receiver: PageReceiver) -> None:
+        arrivals = _Arrivals()
         await receiver.welcome(self._opened.epoch)
         while True:
             arrived = await receiver.receive()
             if isinstance(arrived, PagesEnd):
+                await arrivals.wait_none()
                 await self._handle(EndCame(place, arrived.epoch))
-                continue
-            try:
-                fault = await self._put(place, arrived)
-            finally:
-                receiver.release(arrived.run)
-            await self._handle(RunCame(place, arrived.run, fault))
+            else:
+                await arrivals.add(arrived.run)
+                self._start(place, self._put_run, place, arrived, arrivals)
+
+    async def _put_run(self, place: int, arrived: ArrivedRun, arrivals: _Arrivals) -> None:
+        try:
+            fault = await self._put(place, arrived)
+        finally:
+            self._receivers[place].release(arrived.run)
+        await self._handle(RunCame(place, arrived.run, fault))
+        arrivals.remove(arrived.run)
 
     async def _put(self, place: int, arrived: ArrivedRun) -> str:
         """Put pages in their places; what is wrong with them, "" where they are."""
@@ -239,8 +254,10 @@ class Handoff:
     async def _perform(self, instruction: Instruction) -> None:
         epoch = self._opened.epoch
         match instruction:
-            case SendRun(transfer) | SendEnd(transfer):
-                self._ways[transfer].jobs.send_nowait(instruction)
+            case SendRun(transfer):
+                self._start(transfer, self._send_run, instruction)
+            case SendEnd(transfer):
+                self._start(transfer, self._send_end, instruction)
             case Refuse(transfer, refusal):
                 self._log.emit("pages_refused", epoch=epoch, layer=refusal.layer, sentence=refusal.sentence)
                 await self._receivers[transfer].refuse(refusal)
@@ -261,3 +278,35 @@ class Handoff:
     def _name(self, place: int) -> str:
         transfer = self._opened.transfers[place]
         return f"the transfer of pages from worker {transfer.donor} to worker {transfer.acquirer}"
+
+
+class _Arrivals:
+    """Runs of one transfer that are being put in their places: a few, and never two with the same page, as order would matter."""
+
+    def __init__(self) -> None:
+        self._runs: list[PageRun] = []
+        self._fewer = trio.Event()
+
+    async def add(self, run: PageRun) -> None:
+        """Let ``run`` be one of them, when it may."""
+        while len(self._runs) >= ARRIVALS_MAX or any(_share_pages(run, other) for other in self._runs):
+            await self._fewer.wait()
+        self._runs.append(run)
+
+    def remove(self, run: PageRun) -> None:
+        """Its pages are in their places, or will not be."""
+        self._runs.remove(run)
+        self._fewer.set()
+        self._fewer = trio.Event()
+
+    async def wait_none(self) -> None:
+        """Until all are."""
+        while self._runs:
+            await self._fewer.wait()
+
+
+def _share_pages(one: PageRun, other: PageRun) -> bool:
+    if one.layer != other.layer:
+        return False
+    mine, others = (np.frombuffer(run.blocks[: len(run.blocks) // 4 * 4], np.int32) for run in (one, other))
+    return bool(np.isin(mine, others).any())

@@ -11,8 +11,9 @@ Rules:
     refuses all else by name. Refused pages are sent again. One refusal too many is the end: the acquirer counts it first.
  5. This worker is across when its own cut has come, every end that it owes was sent, every end that it is due came, and no page
     that it refused is still missing. It sends refused pages again even then.
- 6. Each transfer has one run under way at most. One that breaks before this worker is across is a failure, unless all of it is
-    here already. What comes after a failure, or after this worker gave up, changes nothing.
+ 6. A transfer has one run under way before the cut, some after it, never two with the same page. One that breaks before this
+    worker is across is a failure, unless all of it is here already. What comes after a failure, or after this worker gave up,
+    changes nothing.
  7. What a peer does wrong ends in a failure with a sentence; what our own driver does wrong (`_LEGAL`) raises and changes nothing.
     No socket, no thread, no clock here: events in, instructions out.
 
@@ -45,8 +46,6 @@ from .handoff_events import (
     RunCame,
     RunRefused,
     RunSent,
-    SendEnd,
-    SendRun,
     StepEnded,
     TransferBroke,
     Vote,
@@ -60,13 +59,17 @@ from .transitions import Transitions
 
 @dataclass(frozen=True, slots=True)
 class HandoffLimits:
-    """``run_bytes_max``: pages in one message. ``remaining_bytes_max``: what may be left at the vote.
+    """``run_bytes_max`` before the cut and ``hurried_run_bytes_max`` after it: pages in one message.
 
+    ``runs_under_way_max``: runs of one transfer that may be under way after the cut, so that copying out, sending and copying
+    in go on side by side. ``remaining_bytes_max``: what may be left at the vote.
     ``refusals_max``: runs of one transfer that an acquirer may refuse. ``copy_share_max`` (above 0): the share of its time
     that a donor may copy before the cut, all transfers together, so that copying gives way to steps.
     """
 
     run_bytes_max: int = 1024 * 1024
+    hurried_run_bytes_max: int = 4 * 1024 * 1024
+    runs_under_way_max: int = 4
     remaining_bytes_max: int = 4 * 1024 * 1024
     refusals_max: int = 8
     copy_share_max: float = 0.1
@@ -245,28 +248,33 @@ class HandoffMachine:
         return np.flatnonzero(alive & (self._pages.filled[:end] == BLOCK_TOKENS))
 
     def _next(self, place: int) -> list[Instruction]:
-        """What this transfer is to send now, if it is idle."""
-        giving, before_cut = self._giving[place], self.state is HandoffState.BEFORE_CUT
-        if giving.under_way is not None or not giving.welcomed or (before_cut and not self._precopy):
+        """What this transfer is to send now."""
+        giving, limits, hurried = self._giving[place], self._limits, self.state is not HandoffState.BEFORE_CUT
+        if not hurried and not self._precopy:
             return []
-        run_bytes_max = self._limits.run_bytes_max
-        run = giving.send_run(self._wanted(), self._pages, self._sent, run_bytes_max, hurried=not before_cut)
-        if run is not None:
-            return [run]
-        return [] if before_cut or giving.end_sent else [giving.send_end()]
+        run_bytes_max = limits.hurried_run_bytes_max if hurried else limits.run_bytes_max
+        sends: list[Instruction] = []
+        while giving.may_send(limits.runs_under_way_max if hurried else 1):
+            run = giving.send_run(self._wanted(), self._pages, self._sent, run_bytes_max, hurried=hurried)
+            if run is None:
+                break
+            sends.append(run)
+        if hurried and giving.may_send(1) and not giving.end_sent:
+            sends.append(giving.send_end())
+        return sends
 
     def _run_sent(self, event: RunSent) -> list[Instruction]:
         giving = self._given(event.transfer)
-        if not isinstance(giving.under_way, SendRun):
+        if not giving.runs:
             raise HandoffOrderError(f"RunSent came for transfer {event.transfer}, which sends no run")
-        giving.under_way = None
-        return [*self._next(event.transfer), *self._progress(), *self._vote(), *self._across()]
+        giving.runs.popleft()  # after the cut perhaps another one: only how many there are matters then
+        return [*self._next(event.transfer), *self._progress(), *self._vote()]
 
     def _end_sent(self, event: EndSent) -> list[Instruction]:
         giving = self._given(event.transfer)
-        if not isinstance(giving.under_way, SendEnd):
+        if not giving.ending:
             raise HandoffOrderError(f"EndSent came for transfer {event.transfer}, which sends no end")
-        giving.under_way = None
+        giving.ending, giving.end_sent = False, True
         return [*self._next(event.transfer), *self._across()]
 
     def _run_refused(self, event: RunRefused) -> list[Instruction]:
@@ -339,7 +347,7 @@ class HandoffMachine:
     def _across(self) -> list[Instruction]:
         if self.state is not HandoffState.FINISHING:
             return []
-        given = all(giving.end_sent and giving.under_way is None for giving in self._giving.values())
+        given = all(giving.end_sent for giving in self._giving.values())
         if not given or not all(taking.complete for taking in self._taking.values()):
             return []
         self._go("all sent, all here")

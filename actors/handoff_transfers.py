@@ -5,6 +5,7 @@ Knows pages and bytes, neither states nor votes. Arrays are [layers of the trans
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,7 +36,8 @@ class Giving:
         self.rounds = 0
         self.refusals = 0
         self.welcomed = False
-        self.under_way: SendRun | SendEnd | None = None
+        self.runs: deque[SendRun] = deque()  # under way, oldest first
+        self.ending = False  # the end is under way
         self.end_sent = False
         self._place = place
         self._sent: Int64Array = np.zeros((len(transfer.layers), blocks), np.int64)  # the version sent last
@@ -43,11 +45,16 @@ class Giving:
         self._layer = 0  # place of the layer that this round has come to
         self._in_round = False
 
+    def may_send(self, runs_max: int) -> bool:
+        """Whether one more run may be under way. Runs before the cut go alone: a page must not overtake its older copy."""
+        if not self.welcomed or self.ending:
+            return False
+        return not self.runs or (self.runs[0].hurried and len(self.runs) < runs_max)
+
     @property
     def under_way_bytes(self) -> int:
         """Pages that are being sent: counted as sent already, not yet gone."""
-        run = self.under_way
-        return len(run.blocks) * run.page_bytes if isinstance(run, SendRun) else 0
+        return sum(len(run.blocks) * run.page_bytes for run in self.runs)
 
     def remaining_bytes(self, wanted: Int64Array, pages: Pages) -> int:
         """Bytes of ``wanted`` blocks that are unsent or under way."""
@@ -74,18 +81,16 @@ class Giving:
                 self._count(layer, blocks, pages, counted, hurried=hurried)
                 filled = pages.filled[blocks].astype(np.uint8).tobytes()
                 number = self.transfer.layers[layer]
-                self.under_way = SendRun(
-                    self._place, number, blocks.astype(np.int32), filled, page_bytes, hurried=hurried
-                )
-                return self.under_way
+                run = SendRun(self._place, number, blocks.astype(np.int32), filled, page_bytes, hurried)
+                self.runs.append(run)
+                return run
         self._in_round, self._layer = False, 0
         return None
 
     def send_end(self) -> SendEnd:
         """The end."""
-        self.end_sent = True
-        self.under_way = SendEnd(self._place)
-        return self.under_way
+        self.ending = True
+        return SendEnd(self._place)
 
     def take_back(self, refusal: PagesRefused) -> bool:
         """The acquirer refused these pages: they are unsent. False, and nothing changed, where it was not given such pages."""

@@ -58,9 +58,15 @@ class PageSender:
         await self._bulk.link.send([TO_ACQUIRER.encode(PagesEnd(epoch))])
 
     async def receive(self) -> PagesWelcome | PagesRefused:
-        """What the acquirer says: a welcome first, before which nothing may be sent. Raises `PeerLostError`, `FrameError`."""
+        """What the acquirer says: a welcome first, before which nothing may be sent. Raises `PeerLostError`, `FrameError`.
+
+        The ring is made with the welcome, so that making it takes no time of the first run.
+        """
         (payload,) = await self._bulk.link.receive()
-        return TO_DONOR.decode(payload)
+        message = TO_DONOR.decode(payload)
+        if isinstance(message, PagesWelcome):
+            self._bulk.make_ring(self._run_bytes_max)
+        return message
 
     def close(self) -> None:
         """Give the ring's memory up. Idempotent."""

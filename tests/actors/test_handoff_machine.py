@@ -562,7 +562,13 @@ class History:
         self.delivered_bytes = 0
         self.plan_a_step()
         self.plan_a_step()
-        limits = HandoffLimits(run_bytes_max=3 * PAGE_BYTES, remaining_bytes_max=4 * PAGE_BYTES, refusals_max=50)
+        limits = HandoffLimits(
+            run_bytes_max=3 * PAGE_BYTES,
+            hurried_run_bytes_max=2 * PAGE_BYTES,
+            runs_under_way_max=3,
+            remaining_bytes_max=4 * PAGE_BYTES,
+            refusals_max=50,
+        )
         opened = Open(EPOCH, BLOCKS, "", "", self.TRANSFERS, self.chance.random() < 0.8, self.live())
         self.workers = {
             number: Worker(number, {*layers, *self.taken(number)}, opened, limits)
@@ -572,7 +578,7 @@ class History:
         self.queues = {number: deque(self.plans if layers else ()) for number, layers in self.LAYERS.items()}
         self.forward = {place: deque() for place in range(len(self.TRANSFERS))}
         self.back = {place: deque() for place in range(len(self.TRANSFERS))}
-        self.jobs = {}
+        self.jobs = {place: [] for place in range(len(self.TRANSFERS))}
         for place, transfer in enumerate(self.TRANSFERS):
             self.back[place].append(PagesWelcome(EPOCH))
             assert transfer.acquirer in self.workers
@@ -612,7 +618,7 @@ class History:
                 options.append(lambda worker=worker: self.end_step(worker))
             elif self.queues[number]:
                 options.append(lambda worker=worker: self.next_in_queue(worker))
-        options += [lambda place=place: self.send(place) for place in self.jobs]
+        options += [lambda place=place: self.send(place) for place, jobs in self.jobs.items() if jobs]
         options += [lambda place=place: self.deliver(place) for place, wire in self.forward.items() if wire]
         options += [lambda place=place: self.answer(place) for place, wire in self.back.items() if wire]
         if self.step < self.STEPS:
@@ -654,7 +660,7 @@ class History:
         self.tell(worker, StepEnded())
 
     def send(self, place):
-        job = self.jobs.pop(place)
+        job = self.jobs[place].pop(self.chance.randrange(len(self.jobs[place])))
         donor = self.workers[self.TRANSFERS[place].donor]
         if isinstance(job, SendEnd):
             self.forward[place].append((None, b"", False))
@@ -688,14 +694,24 @@ class History:
         for instruction in worker.machine.handle(event):
             match instruction:
                 case SendRun(transfer) | SendEnd(transfer):
-                    assert transfer not in self.jobs, "one job of a transfer at a time"
-                    self.jobs[transfer] = instruction
+                    self.check_job(self.jobs[transfer], instruction)
+                    self.jobs[transfer].append(instruction)
                 case Refuse(transfer, refused):
                     self.back[transfer].append(refused)
                 case _:
                     worker.told.append(instruction)
                     if isinstance(instruction, Across):
                         self.check(worker)
+
+    def check_job(self, under_way, job):
+        """What is under way at once goes out in any order, so none of it may be a copy of another's page, or the end."""
+        assert not any(isinstance(other, SendEnd) for other in under_way)
+        assert not (isinstance(job, SendEnd) and under_way)
+        for other in under_way:
+            assert job.hurried
+            assert other.hurried
+            assert job.layer != other.layer or not set(job.blocks.tolist()) & set(other.blocks.tolist())
+        assert len(under_way) < 3
 
     def check(self, worker):
         """A worker that says it is across has every live page that it was due, and knows how full it is."""

@@ -114,8 +114,8 @@ async def test_pages_that_are_not_as_many_bytes_as_announced_end_the_link(link, 
         await receiver.receive()
 
 
-@pytest.mark.parametrize("run", [run_of(slot=2), run_of(slot=2**40), run_of(slot=2, page_bytes=2**50)], ids=repr)
-async def test_a_slot_without_a_ring_ends_the_link(link, run):
+@pytest.mark.parametrize("run", [run_of(slot=99), run_of(slot=2**40), run_of(slot=2, page_bytes=2**50)], ids=repr)
+async def test_a_slot_without_memory_behind_it_ends_the_link(link, run):
     sender, receiver = link
     await sender._bulk.link.send([TO_ACQUIRER.encode(run)])
     with pytest.raises(FrameError):
