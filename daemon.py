@@ -18,27 +18,18 @@ from pathlib import Path
 import platformdirs
 import trio
 
-from .actors.config import ServeConfig, parse_size
-from .actors.coordinator import Coordinator
-from .actors.coordinator_events import PipelineState
-from .actors.coordinator_machine import CoordinatorMachine
+from .actors.config import ServeConfig
 from .actors.event_log import EventLog, LogFile
 from .actors.gateway.app import GatewayConfig, make_app
 from .actors.gateway.app import serve as serve_app
 from .actors.gateway.http_server import ServerLimits
-from .actors.pipeline import Pipeline
-from .actors.pipeline_spec import CoordinatorLimits, PipelineSpec
+from .actors.refactor import RefactorRequest
+from .actors.replicas import Replicas
 from .actors.reshaper import Reshaper
-from .actors.route import StagePlacement
-from .actors.scheduler import Scheduler
-from .actors.scheduler_machine import SchedulerLimits
-from .actors.sqlite_journal import SqliteJournal
-from .actors.worker_machine import WorkerLimits
-from .actors.worker_pool import WorkerPool
-from .policies.batching import BatchLimits
+from .actors.route import Route, StagePlacement
 from .preparation import PreparedModel
 from .refactor_planning import RefactorPlanner
-from .runtime.interface import BLOCK_TOKENS, EngineSpec
+from .replica_factory import LocalReplicas, Surroundings
 from .runtime.text.text_stream import TextStream
 from .transport.zmq_link import ZmqTransport
 from .warm_folder import warm_folder
@@ -46,15 +37,13 @@ from .worker_launcher import ForkLauncher
 
 LOG_FOLDERS_KEPT = 20
 """Log folders of earlier runs that stay in the state folder; older ones are removed."""
-KV_MEMORY_SHARE = 0.1
-"""Share of the host's memory that the KV pages of all stages may take by default; they are touched only when used."""
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A server that was started: its pipeline, where it answers, where its logs are, and how to stop it gracefully."""
+    """A server that was started: its pipelines, where it answers, where its logs are, and how to stop it gracefully."""
 
-    pipeline: Pipeline
+    replicas: Replicas
     url: str
     log_folder: Path
     stop: Callable[[], None]
@@ -73,89 +62,80 @@ async def serve(model: PreparedModel, config: ServeConfig, present: Presenter) -
     log_folder = config.log_dir or _new_log_folder()
     log_folder.mkdir(parents=True, exist_ok=True)
     with LogFile(log_folder / "daemon.jsonl") as log_stream, _socket_folder() as sockets, warm_folder() as warm:
-        log = EventLog(log_stream, process="daemon", pid=os.getpid())
-        async with ZmqTransport.open() as transport, SqliteJournal.open(log_folder / "journal.sqlite") as journal:
+        async with ZmqTransport.open() as transport:
             cores = {device.device: device.cores for device in model.devices}
             async with ForkLauncher.open(log_folder, cores) as launcher:
-                daemon = _Daemon(model, config, log, log_folder, sockets, warm, transport, journal, launcher)
-                return await daemon.run(present)
+                around = Surroundings(log_folder, log_stream, sockets, warm, transport, launcher)
+                return await _Daemon(model, config, around).run(present)
+
+
+class _ThreadedPlanner:
+    """A `RefactorPlanner` whose milliseconds of computing are a thread's: steps go on meanwhile."""
+
+    def __init__(self, planner: RefactorPlanner) -> None:
+        self._planner = planner
+
+    async def plan(
+        self,
+        request: RefactorRequest,
+        route: Route,
+        *,
+        next_worker: int,
+        live_tokens: int,
+        taken_devices: frozenset[str],
+    ) -> tuple[StagePlacement, ...]:
+        """See `reshaper.Planner`."""
+
+        def plan() -> tuple[StagePlacement, ...]:
+            return self._planner.plan(
+                request, route, next_worker=next_worker, live_tokens=live_tokens, taken_devices=taken_devices
+            )
+
+        return await trio.to_thread.run_sync(plan)
+
+    async def copy(self, route: Route, *, taken_devices: frozenset[str]) -> tuple[StagePlacement, ...]:
+        """See `reshaper.Planner`."""
+        return await trio.to_thread.run_sync(lambda: self._planner.copy(route, taken_devices=taken_devices))
 
 
 class _Daemon:
-    """The actors of one server and the order of their ends: gateway first, then the stages, then everything."""
+    """The actors of one server and the order of their ends: gateway first, then the replicas, then everything."""
 
-    def __init__(
-        self,
-        model: PreparedModel,
-        config: ServeConfig,
-        log: EventLog,
-        log_folder: Path,
-        sockets: Path,
-        warm: str,
-        transport: ZmqTransport,
-        journal: SqliteJournal,
-        launcher: ForkLauncher,
-    ) -> None:
+    def __init__(self, model: PreparedModel, config: ServeConfig, around: Surroundings) -> None:
         self._model = model
         self._config = config
-        self._log = log
-        self._log_folder = log_folder
+        self._log_folder = around.log_folder
+        self._log = EventLog(around.log_stream, process="daemon", pid=os.getpid())
         self._stop = trio.Event()
         self._http_ended = trio.Event()
-        self._scheduler = Scheduler(_scheduler_limits(config), log, context_tokens=_context_tokens(model, config))
-        self._pool = WorkerPool(
-            launcher,
-            transport,
-            self._scheduler,
-            WorkerLimits(drain_s_max=config.drain),
-            log,
-            f"ipc://{sockets}/control-{{worker}}",
-        )
-        self._coordinator = Coordinator(
-            CoordinatorMachine(
-                _pipeline_spec(model, config, warm), CoordinatorLimits(), f"ipc://{sockets}/{{epoch}}-{{link}}"
-            ),
-            self._pool,
-            self._scheduler,
-            journal,
-            log,
-        )
-        planner = RefactorPlanner.of(model, config)
-        self._reshaper = Reshaper(planner, self._coordinator, self._scheduler)
-        self._pipeline = Pipeline(
-            model.name,
-            model.program.architecture,
-            len(model.program.attention),
-            self._scheduler,
-            self._coordinator,
-            self._pool,
-        )
+        self._factory = LocalReplicas(model, config, around)
+        self._replicas = Replicas(self._factory.facts, self._factory, self._log)
+        self._reshaper = Reshaper(_ThreadedPlanner(RefactorPlanner.of(model, config)), self._replicas)
 
     async def run(self, present: Presenter) -> str:
         """Live until told to stop; the reason, "" where it was a signal."""
         async with trio.open_nursery() as nursery:
             await nursery.start(self._watch_signals, nursery.cancel_scope)
-            await nursery.start(self._scheduler.run)
-            await nursery.start(self._pool.run)
+            await nursery.start(self._reshaper.run)
             addresses: list[str] = await nursery.start(self._serve_http)
             server = Server(
-                self._pipeline, f"http://{addresses[0]}", self._log_folder, self._stop.set, self._has_given_up
+                self._replicas, f"http://{addresses[0]}", self._log_folder, self._stop.set, self._has_given_up
             )
             self._log.emit(
                 "daemon_started", model=self._model.name, stages=len(self._model.plan.stages), url=server.url
             )
             nursery.start_soon(present, server)
-            await self._coordinator.run()
-            self._stop.set()  # set already, unless the pipeline was given up
+            await self._replicas.run(self._factory.first_stages())
+            self._stop.set()  # set already, unless the last replica was given up
             await self._http_ended.wait()
             nursery.cancel_scope.cancel()
-        finish = self._coordinator.finish
+        finish = self._replicas.finish  # None where a second signal cut the draining short
         reason = finish.sentence if finish is not None and finish.failed else ""
         self._log.emit("daemon_stopped", reason=reason or "told to stop")
         return reason
 
     def _has_given_up(self) -> bool:
-        return self._coordinator.machine.state in (PipelineState.FAILED, PipelineState.STOPPING, PipelineState.STOPPED)
+        return self._stop.is_set() or self._replicas.finish is not None
 
     async def _watch_signals(
         self, scope: trio.CancelScope, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
@@ -171,7 +151,7 @@ class _Daemon:
         keys = (self._config.api_key,) if self._config.api_key else ()
         tokenizer = self._model.tokenizer
         app = make_app(
-            self._pipeline,
+            self._replicas,
             tokenizer,
             lambda: TextStream(tokenizer),
             self._model.name,
@@ -184,57 +164,7 @@ class _Daemon:
             app, self._config.host, self._config.port, self._stop, limits, self._log, task_status=task_status
         )
         self._http_ended.set()
-        self._coordinator.stop()
-
-
-def _scheduler_limits(config: ServeConfig) -> SchedulerLimits:
-    batch = BatchLimits(step_tokens_max=config.step_tokens, step_rows_max=min(config.running, config.step_tokens))
-    return SchedulerLimits(queue_requests_max=config.queue, running_requests_max=config.running, batch=batch)
-
-
-def _context_tokens(model: PreparedModel, config: ServeConfig) -> int:
-    return min(model.program.context_tokens, config.context or model.program.context_tokens)
-
-
-def _pipeline_spec(model: PreparedModel, config: ServeConfig, warm: str) -> PipelineSpec:
-    stages = tuple(
-        StagePlacement(
-            worker=place,
-            first_atom=stage.first_atom,
-            end_atom=stage.end_atom,
-            device=device.device,
-            threads=device.threads,
-            first_name=model.program.atoms[stage.first_atom].name,
-            last_name=model.program.atoms[stage.end_atom - 1].name,
-        )
-        for place, (stage, device) in enumerate(zip(model.plan.stages, model.devices, strict=True))
-    )
-    return PipelineSpec(
-        engine=EngineSpec(
-            model_folder=str(model.folder),
-            program_file=str(model.program_file),
-            dtype=config.dtype,
-            deterministic=config.deterministic,
-            step_tokens_max=config.step_tokens,
-            warm_folder=warm,
-        ),
-        stages=stages,
-        layers_of=tuple(atom.layers for atom in model.program.atoms),
-        kv_blocks_max=_kv_blocks_max(model, config),
-        context_tokens=_context_tokens(model, config),
-    )
-
-
-def _kv_blocks_max(model: PreparedModel, config: ServeConfig) -> int:
-    """Blocks that the KV memory holds over all stages, and no more than all running requests could ever use."""
-    per_token = sum(stage.kv_bytes_per_token for stage in model.plan.stages)
-    memory = parse_size(config.kv_memory) if config.kv_memory else int(_host_memory_bytes() * KV_MEMORY_SHARE)
-    useful = config.running * -(-_context_tokens(model, config) // BLOCK_TOKENS)
-    return max(1, min(useful, memory // max(1, per_token * BLOCK_TOKENS)))
-
-
-def _host_memory_bytes() -> int:
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        self._replicas.stop()
 
 
 def _new_log_folder() -> Path:

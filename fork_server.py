@@ -23,9 +23,9 @@ from .worker_process import WorkerOrder, become_worker
 
 
 class Forked(msgspec.Struct, frozen=True, tag=True):
-    """A worker's process was started."""
+    """The process of the worker that is to connect to ``control`` was started."""
 
-    worker: int
+    control: str
     pid: int
 
 
@@ -89,7 +89,7 @@ def _fork(order: WorkerOrder) -> None:
             # Without the interpreter's end, which would run what this process inherited.
             sys.stderr.flush()
             os._exit(code)
-    _tell(Forked(order.worker, pid))
+    _tell(Forked(order.control, pid))
 
 
 def _reap() -> None:

@@ -11,12 +11,12 @@ from collections.abc import Collection, Sequence
 
 from .actors.config import ServeConfig
 from .actors.devices import DEVICES_MAX, DeviceError, cuda_devices, parse_devices
-from .actors.refactor import RefactorRefusedError, RefactorRequest
+from .actors.refactor import RefactorRefusedError, RefactorRequest, SameShapeRefusedError
 from .actors.route import Route, StagePlacement
 from .planning import LOCAL_LINK
 from .policies.move import parse_move, stages_after
 from .policies.partition import PartitionProblem, check_stage_count, parse_partition, partition
-from .policies.reassignment import Devices, HeldStage, WantedStage, reassign
+from .policies.reassignment import Devices, HeldStage, SameShapeError, WantedStage, reassign
 from .policies.types import AtomCost, InfeasiblePartition, PlanError, StageLimit
 from .preparation import PreparedModel, costs_for
 
@@ -53,7 +53,7 @@ class RefactorPlanner:
         """The stages that ``request`` makes of ``route``: workers that stay keep their ids, new ones count from ``next_worker``.
 
         ``live_tokens`` of context are held by requests now, so that KV counts for what it weighs; ``taken_devices`` are those
-        of workers that are leaving. Raises `RefactorRefusedError`.
+        of other replicas and of workers that are leaving. Raises `RefactorRefusedError`.
         """
         present = [HeldStage(s.worker, s.first_atom, s.end_atom, s.device) for s in route.stages]
         try:
@@ -61,9 +61,32 @@ class RefactorPlanner:
             wanted = self._wanted(request, present)
             moved_bytes = [atom.weight_bytes + atom.kv_bytes_per_token * live_tokens for atom in self._atoms]
             stages = reassign(present, wanted, moved_bytes, devices, next_worker)
+        except SameShapeError as error:
+            raise SameShapeRefusedError(str(error)) from error
         except (PlanError, InfeasiblePartition, DeviceError) as error:
             raise RefactorRefusedError(str(error)) from error
-        return self._placements(stages, route)
+        return self._placements(stages, route, beside=len(devices.taken))
+
+    def copy(self, route: Route, *, taken_devices: Collection[str]) -> tuple[StagePlacement, ...]:
+        """Stages like those of ``route`` for another replica, its workers numbered from 0, on the first free devices.
+
+        ``taken_devices`` are those of all replicas, and of workers that are leaving. Raises `RefactorRefusedError`.
+        """
+        try:
+            devices = self._devices([stage.device for stage in route.stages], taken_devices)
+        except DeviceError as error:
+            raise RefactorRefusedError(str(error)) from error
+        free = [device for device in devices.offered if device not in devices.taken]
+        if len(free) < len(route.stages):
+            raise RefactorRefusedError(
+                f"another replica of {len(route.stages)} stages needs as many free devices, and there are {len(free)}; "
+                "refactor to fewer stages first, ask for fewer replicas, or start the server with more devices"
+            )
+        stages = [
+            HeldStage(worker, stage.first_atom, stage.end_atom, device)
+            for worker, (stage, device) in enumerate(zip(route.stages, free, strict=False))
+        ]
+        return self._placements(stages, None, beside=len(devices.taken))
 
     def _wanted(self, request: RefactorRequest, present: Sequence[HeldStage]) -> tuple[WantedStage, ...]:
         match request:
@@ -94,9 +117,12 @@ class RefactorPlanner:
         is_on_gpus = any(device.startswith("cuda") for device in present)
         return Devices(gpus, cpus, taken) if is_on_gpus else Devices(cpus, gpus, taken)
 
-    def _placements(self, stages: Sequence[HeldStage], route: Route) -> tuple[StagePlacement, ...]:
-        threads = {stage.worker: stage.threads for stage in route.stages}
-        share = self._threads or max(1, self._cores // len(stages))
+    def _placements(
+        self, stages: Sequence[HeldStage], route: Route | None, *, beside: int
+    ) -> tuple[StagePlacement, ...]:
+        """``beside`` other workers share the cores with these."""
+        threads = {stage.worker: stage.threads for stage in route.stages} if route is not None else {}
+        share = self._threads or max(1, self._cores // (len(stages) + beside))
         return tuple(
             StagePlacement(
                 worker=stage.worker,

@@ -54,7 +54,7 @@ class HostProcess:
 
 
 class ForkLauncher:
-    """The `WorkerLauncher` of a real daemon. Workers write to ``worker-N.jsonl`` and ``worker-N.stderr``.
+    """Forks the workers of all replicas of a daemon.
 
     ``cores`` says on which cores the worker of a device stays; one of a device that is not there goes where there is room.
     """
@@ -64,7 +64,7 @@ class ForkLauncher:
         self._cores = cores
         self._nursery = nursery
         self._server: trio.Process | None = None
-        self._forked: dict[int, trio.MemorySendChannel[HostProcess | None]] = {}
+        self._forked: dict[str, trio.MemorySendChannel[HostProcess | None]] = {}  # by control address
         self._running: dict[int, HostProcess] = {}
         self._turn = trio.Lock()
 
@@ -82,14 +82,19 @@ class ForkLauncher:
                     launcher._server.kill()
                 nursery.cancel_scope.cancel()
 
-    async def launch(self, placement: StagePlacement, control_address: str) -> HostProcess:
+    def into(self, folder: Path, replica: int) -> ReplicaLauncher:
+        """The launcher of one replica, whose workers write to ``worker-N.jsonl`` and ``worker-N.stderr`` in ``folder``."""
+        return ReplicaLauncher(self, folder, replica)
+
+    async def fork(self, placement: StagePlacement, control_address: str, folder: Path, replica: int) -> HostProcess:
         """Have a worker forked. Raises OSError where it cannot be."""
         worker = placement.worker
         order = WorkerOrder(
+            replica=replica,
             worker=worker,
             control=control_address,
-            log=str(self._log_folder / f"worker-{worker}.jsonl"),
-            errors=str(self._log_folder / f"worker-{worker}.stderr"),
+            log=str(folder / f"worker-{worker}.jsonl"),
+            errors=str(folder / f"worker-{worker}.stderr"),
             cores=self._cores.get(placement.device, ()),
             daemon_pid=os.getpid(),
         )
@@ -97,7 +102,7 @@ class ForkLauncher:
         async with self._turn:
             if self._server is None:
                 await self._start()
-            self._forked[worker] = sender
+            self._forked[control_address] = sender
             assert self._server is not None
             assert self._server.stdin is not None
             with suppress(trio.BrokenResourceError):  # it died; the reader says so
@@ -138,8 +143,21 @@ class ForkLauncher:
 
     def _hear(self, news: News) -> None:
         match news:
-            case Forked(worker, pid):
+            case Forked(control, pid):
                 process = self._running[pid] = HostProcess(pid)
-                self._forked.pop(worker).send_nowait(process)
+                self._forked.pop(control).send_nowait(process)
             case Ended(pid, code):
                 self._running.pop(pid).ended(code)
+
+
+class ReplicaLauncher:
+    """The `WorkerLauncher` of one replica."""
+
+    def __init__(self, launcher: ForkLauncher, folder: Path, replica: int) -> None:
+        self._launcher = launcher
+        self._folder = folder
+        self._replica = replica
+
+    async def launch(self, placement: StagePlacement, control_address: str) -> HostProcess:
+        """See `WorkerLauncher.launch`."""
+        return await self._launcher.fork(placement, control_address, self._folder, self._replica)

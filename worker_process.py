@@ -25,6 +25,7 @@ class WorkerOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     errors: str
     cores: tuple[int, ...]
     daemon_pid: int
+    replica: int = 0
 
 
 def become_worker(order: WorkerOrder) -> int:
@@ -92,5 +93,5 @@ def _live(order: WorkerOrder) -> int:
             return actor.failed
 
     with LogFile(Path(order.log)) as stream:
-        log = EventLog(stream, process=f"worker-{order.worker}", pid=os.getpid())
+        log = EventLog(stream, process=f"worker-{order.worker}", pid=os.getpid(), replica=order.replica)
         return int(trio.run(live))

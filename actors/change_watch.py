@@ -5,7 +5,6 @@ Owns the report. Reads the scheduler's counts and token times; changes nothing.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 
@@ -17,11 +16,9 @@ from .change import Change
 from .coordinator_events import Ended, FromWorker
 from .messages import CopyProgress, LoadProgress
 from .refactor import Pauses, Phase, RefactorEvent, RefactorFailed, RefactorProgress, RefactorReport
+from .refactor_feed import RefactorFeed
 from .scheduler_machine import SchedulerCounts
 from .token_times import BEFORE_S, TokenTimes
-
-EVENTS_KEPT_MAX = 256
-"""Progress events that a reader may be behind; older ones are dropped."""
 
 _SENTENCES: dict[Phase, str] = {
     "plan": "writing the plan down",
@@ -53,25 +50,17 @@ class ChangeWatch:
         self._phases: list[tuple[Phase, float]] = []
         self._bytes = _Bytes()
         self._change: Change | None = None
-        self._events: deque[RefactorEvent] = deque(maxlen=EVENTS_KEPT_MAX)
-        self._told = 0
-        self._final: RefactorEvent | None = None
-        self._news = trio.lowlevel.ParkingLot()
+        self._feed = RefactorFeed()
         times.watch(True)
 
-    async def events(self) -> AsyncGenerator[RefactorEvent, None]:
+    def events(self) -> AsyncGenerator[RefactorEvent, None]:
         """Progress, then one final event. Leaving early changes nothing."""
-        seen = 0
-        while True:
-            missed = self._told - len(self._events)
-            while (place := max(seen, missed) - missed) < len(self._events):
-                seen = missed + place + 1
-                event = self._events[place]
-                yield event
-                missed = self._told - len(self._events)
-            if self._final is not None:
-                return
-            await self._news.park()
+        return self._feed.events()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the last event came."""
+        return self._feed.final is not None
 
     # --- told by the coordinator ---
 
@@ -80,7 +69,7 @@ class ChangeWatch:
         self._change = change
         self._phases.append((phase, trio.current_time()))
         self._bytes = _Bytes()
-        self._tell(RefactorProgress(change.epoch, phase, 0, 0, _SENTENCES[phase]))
+        self._feed.tell(RefactorProgress(change.epoch, phase, 0, 0, _SENTENCES[phase]))
 
     def said(self, message: FromWorker) -> None:
         """A worker spoke; if of progress, it is passed on in sum."""
@@ -94,11 +83,13 @@ class ChangeWatch:
         else:
             return
         done, total = sum(counted.done.values()), sum(counted.total.values())
-        self._tell(RefactorProgress(message.epoch, phase, done, total, _SENTENCES[phase]))
+        self._feed.tell(RefactorProgress(message.epoch, phase, done, total, _SENTENCES[phase]))
 
     def ended(self, ended: Ended) -> None:
         """The change is over."""
-        self._finish(self._report() if not ended.reason else RefactorFailed(ended.reason, ended.sentence))
+        final = self._report() if not ended.reason else RefactorFailed(ended.reason, ended.sentence)
+        self._times.watch(False)
+        self._feed.tell(final)
 
     # --- measuring ---
 
@@ -148,16 +139,6 @@ class ChangeWatch:
             peer_bytes=sum(weights.peer_bytes for weights in found),
             disk_bytes=sum(weights.disk_bytes for weights in found),
         )
-
-    def _tell(self, event: RefactorEvent) -> None:
-        self._events.append(event)
-        self._told += 1
-        self._news.unpark_all()
-
-    def _finish(self, final: RefactorEvent) -> None:
-        self._final = final
-        self._times.watch(False)
-        self._tell(final)
 
 
 def _ms(seconds: float | None) -> float | None:

@@ -33,6 +33,11 @@ CATALOGUE: Mapping[str, tuple[str, ...]] = {
     "pipeline_interrupted": ("sentence",),
     "pipeline_down": ("sentence",),
     "coordinator_gave_up": ("sentence",),
+    # replicas
+    "replica_started": ("replica", "stages"),
+    "replica_retired": ("replica", "handed_over"),
+    "replica_dropped": ("replica", "sentence"),
+    "request_moved": ("from_replica", "to_replica", "output_tokens", "sentence"),
     # scheduler
     "request_queued": ("request", "prompt_tokens", "max_tokens"),
     "request_ended": ("request", "finish", "output_tokens", "ttft_s", "duration_s"),

@@ -58,15 +58,16 @@ class GenerationFailedError(Exception):
 
 
 class StageStatus(TypedDict):
-    """One stage as `flexpipe ps --json` shows it: atoms ``first_atom`` to ``last_atom`` by name, ``layers`` by number.
+    """One stage of one replica as `flexpipe ps --json` shows it: atoms ``first_atom`` to ``last_atom``, ``layers`` by number.
 
     ``backend`` says what computes the stage, and why that.
 
-    ``worker`` is the process's number, never used again. ``state`` is "gone", "starting", a phase of the change that is under
-    way ("loading", "copying", ...) or "serving". Pages are KV blocks of one layer; every stage has as many.
+    ``worker`` is the process's number, never used again in its replica. ``state`` is "gone", "starting", a phase of the change
+    that is under way ("loading", "copying", ...) or "serving". Pages are KV blocks of one layer; every stage has as many.
     ``busy_s`` and ``steps`` count since the process started; both, and ``peak_rss_bytes``, are at most a second old.
     """
 
+    replica: int
     stage: int
     worker: int
     state: str
@@ -97,10 +98,22 @@ class ModelFacts(msgspec.Struct, frozen=True):
     context_tokens: int
 
 
-class PipelineStatus(msgspec.Struct, frozen=True):
-    """What is true now. ``reason`` says in one sentence why the pipeline is not ready, "" where it is.
+class ReplicaStatus(msgspec.Struct, frozen=True):
+    """One of the pipelines that serve a model; fields as in `PipelineStatus`."""
 
-    ``running`` requests hold KV pages, ``waiting`` ones do not yet. ``stages`` are in pipeline order.
+    replica: int
+    ready: bool
+    reason: str
+    epoch: int
+    running: int
+    waiting: int
+
+
+class PipelineStatus(msgspec.Struct, frozen=True):
+    """What is true now. ``reason`` says in one sentence why no replica is ready, "" where one is.
+
+    ``running`` requests hold KV pages, ``waiting`` ones do not yet. ``stages`` are in pipeline order, replica by replica;
+    ``epoch`` is the highest of any, ``running`` and ``waiting`` are over all.
     """
 
     ready: bool
@@ -110,6 +123,7 @@ class PipelineStatus(msgspec.Struct, frozen=True):
     stages: tuple[StageStatus, ...]
     running: int
     waiting: int
+    replicas: tuple[ReplicaStatus, ...] = ()
 
 
 class TokenSource(Protocol):

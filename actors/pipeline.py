@@ -1,59 +1,150 @@
-"""One pipeline as the gateway sees it: a scheduler and a coordinator, and what is true of the two together."""
+"""One pipeline, a replica of those that serve a model: its scheduler, coordinator and workers, and what is true of the three."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 
+import msgspec
+import trio
+
+from .change_watch import ChangeWatch
 from .coordinator import Coordinator
-from .coordinator_events import PipelineState
-from .generation import GenerationRequest, ModelFacts, PipelineStatus, StageStatus, TokenEvent
+from .coordinator_events import Finish, PipelineState, Refactor
+from .generation import GenerationRequest, ModelFacts, PipelineStatus, ReplicaStatus, StageStatus, TokenEvent
+from .route import Route
 from .scheduler import Scheduler
+from .scheduler_machine import SchedulerCounts
 from .worker_pool import WorkerPool
+
+_TAKES_NO_REQUESTS = frozenset({PipelineState.FAILED, PipelineState.STOPPING, PipelineState.STOPPED})
 
 
 class Pipeline:
-    """The `TokenSource` of one model."""
+    """See the module. A `TokenSource` by itself where it has no company."""
 
     def __init__(
-        self,
-        name: str,
-        architecture: str,
-        layers: int,
-        scheduler: Scheduler,
-        coordinator: Coordinator,
-        pool: WorkerPool,
+        self, replica: int, facts: ModelFacts, scheduler: Scheduler, coordinator: Coordinator, pool: WorkerPool
     ) -> None:
-        self._name = name
-        self._architecture = architecture
-        self._layers = layers
+        self.replica = replica
+        self._facts = facts
         self._scheduler = scheduler
         self._coordinator = coordinator
         self._pool = pool
+        self._is_coordinating = False
+        self._is_stopped = False
 
-    def open(self, request: GenerationRequest) -> AbstractAsyncContextManager[AsyncIterator[TokenEvent]]:
-        """See `generation.TokenSource.open`."""
-        return self._scheduler.open(request)
+    # --- its life ---
+
+    async def run(self) -> Finish:
+        """Start it and keep it alive until it was stopped, or given up; then no process of it is left."""
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self._scheduler.run)
+            await nursery.start(self._pool.run)
+            if self._is_stopped:
+                finish = Finish(False, "it was stopped before it started")
+            else:
+                self._is_coordinating = True
+                finish = await self._coordinator.run()
+            nursery.cancel_scope.cancel()
+        return finish
+
+    def stop(self) -> None:
+        """Ask for a graceful end; requests that are still here fail with "shutting_down"."""
+        self._is_stopped = True
+        if self._is_coordinating:
+            self._coordinator.stop()
+
+    def watch_start(self) -> ChangeWatch:
+        """Watch it come up. To be called before `run`."""
+        return self._coordinator.watch_start()
+
+    def check_changeable(self) -> None:
+        """Raise `RefactorRefusedError` unless a change may begin now."""
+        self._coordinator.machine.check_changeable()
+
+    def refactor(self, change: Refactor) -> ChangeWatch:
+        """Begin a change. Raises `RefactorRefusedError`, and then nothing was changed."""
+        return self._coordinator.refactor(change)
+
+    # --- its requests ---
+
+    def open(
+        self, request: GenerationRequest, outputs: tuple[int, ...] | None = None
+    ) -> AbstractAsyncContextManager[AsyncIterator[TokenEvent]]:
+        """See `generation.TokenSource.open`; ``outputs`` are the tokens that another replica delivered already."""
+        return self._scheduler.open(request, outputs)
+
+    async def wait_idle(self) -> None:
+        """Wait until no request is here."""
+        await self._scheduler.wait_idle()
+
+    # --- what is true of it ---
+
+    @property
+    def is_serving(self) -> bool:
+        """Whether requests make progress."""
+        return self._coordinator.machine.state is PipelineState.SERVING
+
+    @property
+    def takes_requests(self) -> bool:
+        """Whether it serves, or will."""
+        return not self._is_stopped and self._coordinator.machine.state not in _TAKES_NO_REQUESTS
+
+    @property
+    def work_tokens(self) -> int:
+        """See `Scheduler.work_tokens`."""
+        return self._scheduler.work_tokens
+
+    @property
+    def counts(self) -> SchedulerCounts:
+        """Of its scheduler."""
+        return self._scheduler.counts()
+
+    @property
+    def route(self) -> Route:
+        """The stages that serve, or served last, or are to serve first."""
+        return self._coordinator.machine.route
+
+    @property
+    def next_worker(self) -> int:
+        """The number of its next worker."""
+        return self._coordinator.machine.next_worker
+
+    def devices(self) -> frozenset[str]:
+        """Those that it uses or is about to: of its stages, of stages in the making, and of processes that have not ended."""
+        change = self._coordinator.machine.change
+        stages = (*self.route.stages, *(change.route.stages if change is not None else ()))
+        return frozenset((*(stage.device for stage in stages), *self._pool.devices().values()))
+
+    def leaving_devices(self) -> frozenset[str]:
+        """Those of processes that serve no more and have not ended."""
+        return frozenset(device for worker, device in self._pool.devices().items() if worker not in self.route.workers)
 
     def status(self) -> PipelineStatus:
         """What is true at this moment."""
-        machine, counts = self._coordinator.machine, self._scheduler.counts()
+        machine, counts = self._coordinator.machine, self.counts
+        mine = ReplicaStatus(
+            self.replica, self.is_serving, machine.reason, machine.epoch, counts.running, counts.waiting
+        )
         return PipelineStatus(
-            ready=machine.state is PipelineState.SERVING,
-            reason=machine.reason,
-            epoch=machine.epoch,
-            model=ModelFacts(self._name, self._architecture, self._layers, self._scheduler.context_tokens),
+            ready=mine.ready,
+            reason=mine.reason,
+            epoch=mine.epoch,
+            model=msgspec.structs.replace(self._facts, context_tokens=self._scheduler.context_tokens),
             stages=tuple(self._stage(stage) for stage in range(len(machine.route.stages))),
-            running=counts.running,
-            waiting=counts.waiting,
+            running=mine.running,
+            waiting=mine.waiting,
+            replicas=(mine,),
         )
 
     def _stage(self, stage: int) -> StageStatus:
-        machine, counts = self._coordinator.machine, self._scheduler.counts()
+        machine, counts = self._coordinator.machine, self.counts
         placement = machine.route.stages[stage]
         worker = placement.worker
         facts, report = machine.roster.facts.get(worker), self._pool.report(worker)
         return StageStatus(
+            replica=self.replica,
             stage=stage,
             worker=worker,
             state=machine.worker_state(worker),

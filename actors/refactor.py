@@ -23,25 +23,28 @@ class RefactorRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What is wanted: exactly one of ``stages``, ``partition``, ``move`` and ``replicas`` is given.
 
     ``partition`` is "7,9,8,6" (decoder layers) or "0:15,15:33" (atoms), ``move`` "12-17:cpu:3" (layers 12 to 17 to that
-    device). ``allow_preempt`` lets the change begin requests anew whose KV would not fit any more.
+    device), ``replicas`` how many pipelines serve the model; the others concern every replica, one after the other, or only
+    ``replica``. ``allow_preempt`` lets the change begin requests anew whose KV would not fit any more.
     """
 
     stages: int | None = None
     partition: str | None = None
     move: str | None = None
     replicas: int | None = None
+    replica: int | None = None
     strategy: Strategy = "precopy"
     allow_preempt: bool = False
 
 
 class RefactorProgress(msgspec.Struct, frozen=True, tag="progress", tag_field="kind"):
-    """One thing that happened. ``done`` of ``total`` bytes in phases "load" and "copy" (0 of 0: not known yet)."""
+    """One thing that happened to ``replica``. ``done`` of ``total`` bytes in phases "load" and "copy" (0 of 0: not known yet)."""
 
     epoch: int
     phase: Phase
     done: int
     total: int
     sentence: str
+    replica: int = 0
 
 
 class Pauses(msgspec.Struct, frozen=True):
@@ -58,6 +61,10 @@ class Pauses(msgspec.Struct, frozen=True):
 
 class RefactorReport(msgspec.Struct, frozen=True, tag="report", tag_field="kind"):
     """How a refactoring went. ``phase_ms`` has an entry per phase gone through.
+
+    It is about one ``replica`` that was changed, started (no KV moves then), or retired (its ``stages`` are empty, ``cut_step`` is
+    -1, and requests that it did not finish are "reprefilled" elsewhere). Where several were, ``earlier`` has the reports of
+    those before it.
 
     The ``tpot`` fields hold medians of the inter-token gap: in the 30 s before, while workers started and weights were loaded,
     and while pages were copied; None where no token fell into the phase.
@@ -81,6 +88,9 @@ class RefactorReport(msgspec.Struct, frozen=True, tag="report", tag_field="kind"
     requests_lost: int
     requests_preempted: int
     requests_reprefilled: int
+    replica: int = 0
+    deed: Literal["changed", "started", "retired"] = "changed"
+    earlier: tuple[RefactorReport, ...] = ()
 
 
 class RefactorFailed(msgspec.Struct, frozen=True, tag="failed", tag_field="kind"):
@@ -100,6 +110,10 @@ RefactorEvent = RefactorProgress | RefactorReport | RefactorFailed
 
 class RefactorRefusedError(Exception):
     """The request cannot be carried out; nothing was changed. The sentence says what to do instead."""
+
+
+class SameShapeRefusedError(RefactorRefusedError):
+    """Nothing would change."""
 
 
 class Refactorer(Protocol):

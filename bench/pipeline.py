@@ -19,8 +19,7 @@ import numpy as np
 import trio
 
 from ..actors.config import ServeConfig
-from ..actors.generation import GenerationRequest
-from ..actors.pipeline import Pipeline
+from ..actors.generation import GenerationRequest, TokenSource
 from ..daemon import Server, serve
 from ..preparation import prepare
 from ..runtime.interface import SamplingParams
@@ -109,13 +108,13 @@ def _serve_once(
     found: dict[int, Round] = {}
 
     async def present(server: Server) -> None:
-        while not server.pipeline.status().ready:  # noqa: ASYNC110 - the status is the fact; nothing signals it here
+        while not server.replicas.status().ready:  # noqa: ASYNC110 - the status is the fact; nothing signals it here
             await trio.sleep(POLL_S)
         vocabulary = prepared.program.vocabulary_size
-        await _ask_all(server.pipeline, _prompts(1, tokens_in, vocabulary), 4)  # wakes and maps everything once
+        await _ask_all(server.replicas, _prompts(1, tokens_in, vocabulary), 4)  # wakes and maps everything once
         for requests in concurrency:
             prompts = _prompts(requests, tokens_in, vocabulary)
-            found[requests] = await _ask_all(server.pipeline, prompts, tokens_out)
+            found[requests] = await _ask_all(server.replicas, prompts, tokens_out)
         server.stop()
 
     reason = trio.run(serve, prepared, config, present)
@@ -129,7 +128,7 @@ def _prompts(requests: int, tokens: int, vocabulary: int) -> list[tuple[int, ...
     return [tuple(row) for row in random.integers(0, vocabulary, (requests, tokens)).tolist()]
 
 
-async def _ask_all(pipeline: Pipeline, prompts: list[tuple[int, ...]], tokens_out: int) -> Round:
+async def _ask_all(pipeline: TokenSource, prompts: list[tuple[int, ...]], tokens_out: int) -> Round:
     first_s: list[float] = []
 
     async def ask(prompt: tuple[int, ...]) -> None:
@@ -157,7 +156,7 @@ async def _ask_all(pipeline: Pipeline, prompts: list[tuple[int, ...]], tokens_ou
     )
 
 
-def _cpu_s(pipeline: Pipeline) -> float:
+def _cpu_s(pipeline: TokenSource) -> float:
     """Processor seconds of this process and the stages so far."""
     own = resource.getrusage(resource.RUSAGE_SELF)
     ticks = os.sysconf("SC_CLK_TCK")

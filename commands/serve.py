@@ -55,7 +55,7 @@ def with_server(prepared: PreparedModel, config: ServeConfig, use: Callable[[str
 async def _present(server: Server) -> None:
     if not await _show_loading(server):
         return
-    status = server.pipeline.status()
+    status = server.replicas.status()
     out.print(f"[bold]{status.model.name}[/] is ready at [bold]{server.url}/v1[/]  (Ctrl-C stops it)", highlight=False)
     out.print(stage_table(status.stages))
     out.print(f"logs: {server.log_folder}", highlight=False, soft_wrap=True)
@@ -65,7 +65,7 @@ async def _show_loading(server: Server) -> bool:
     """Draw a bar for each stage until the pipeline serves; False where it was given up before."""
     with progress() as display:
         bars: dict[int, TaskID] = {}
-        while not (status := server.pipeline.status()).ready:
+        while not (status := server.replicas.status()).ready:
             if server.given_up():
                 return False
             _draw(display, bars, status)

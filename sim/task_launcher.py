@@ -54,10 +54,18 @@ class TaskProcess:
 
 
 class TaskLauncher:
-    """Launches workers as tasks of ``nursery``. ``processes`` holds those that run, by worker, for a test to kill."""
+    """Launches workers as tasks of ``nursery``. ``processes`` holds those that run, by worker, for a test to kill.
+
+    Worker N is ``name``-N on the network and in the log.
+    """
 
     def __init__(
-        self, network: MemoryNetwork, nursery: trio.Nursery, make_engine: Callable[[], EnginePort], log: LogStream
+        self,
+        network: MemoryNetwork,
+        nursery: trio.Nursery,
+        make_engine: Callable[[], EnginePort],
+        log: LogStream,
+        name: str = "worker",
     ) -> None:
         self.processes: dict[int, TaskProcess] = {}
         self.actors: dict[int, StageActor] = {}
@@ -65,11 +73,12 @@ class TaskLauncher:
         self._nursery = nursery
         self._make_engine = make_engine
         self._log = log
+        self._name = name
 
     async def launch(self, placement: StagePlacement, control_address: str) -> TaskProcess:
         """Start a worker that connects to ``control_address``."""
         worker = placement.worker
-        process = TaskProcess(FIRST_PID + worker, f"worker-{worker}", self._network)
+        process = TaskProcess(FIRST_PID + worker, f"{self._name}-{worker}", self._network)
         self.processes[worker] = process
         self._nursery.start_soon(self._live, process, worker, control_address)
         return process

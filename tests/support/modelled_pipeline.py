@@ -1,7 +1,11 @@
-"""A whole pipeline in one trio loop: real scheduler, coordinator and workers over an in-memory network with modelled engines."""
+"""Whole pipelines in one trio loop: real schedulers, coordinators and workers over an in-memory network with modelled engines.
+
+`modelled_pipeline` has one by itself; `modelled_replicas` has those that serve a model together, and a reshaper.
+"""
 
 import io
 import itertools
+import json
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -11,14 +15,19 @@ from flexpipe.actors.coordinator import Coordinator
 from flexpipe.actors.coordinator_events import PipelineState, Refactor
 from flexpipe.actors.coordinator_machine import CoordinatorMachine
 from flexpipe.actors.event_log import EventLog
+from flexpipe.actors.generation import ModelFacts
 from flexpipe.actors.pipeline import Pipeline
 from flexpipe.actors.pipeline_spec import CoordinatorLimits, PipelineSpec
 from flexpipe.actors.refactor import RefactorReport
+from flexpipe.actors.replicas import ReplicaLimits, Replicas
+from flexpipe.actors.reshaper import Reshaper
 from flexpipe.actors.route import StagePlacement
 from flexpipe.actors.scheduler import Scheduler
 from flexpipe.actors.scheduler_machine import SchedulerLimits
 from flexpipe.actors.worker_machine import WorkerLimits
 from flexpipe.actors.worker_pool import WorkerPool
+from flexpipe.policies.types import AtomCost
+from flexpipe.refactor_planning import RefactorPlanner
 from flexpipe.runtime.interface import EngineSpec
 from flexpipe.sim.memory_journal import MemoryJournal
 from flexpipe.sim.modelled_engine import ModelledEngine, ModelledModel, ModelledSpeed
@@ -27,6 +36,7 @@ from flexpipe.transport.memory import MemoryNetwork, Weather
 
 MODEL = ModelledModel(layers=6, vocabulary=1000)
 CONTEXT_TOKENS = 512
+FACTS = ModelFacts("modelled", "ModelledLM", MODEL.layers, CONTEXT_TOKENS)
 
 
 def placements(cuts, workers):
@@ -78,47 +88,152 @@ class ModelledPipeline:
         return tuple(itertools.islice(itertools.count(self.machine.next_worker), count))
 
 
-@asynccontextmanager
-async def modelled_pipeline(
-    *,
-    cuts=(4, 8),
-    seed=1,
-    weather=Weather(),
-    blocks=64,
-    limits=None,
-    speed=ModelledSpeed(step_s=0.01),
-    coordinator_limits=None,
-    worker_limits=None,
-    engine=None,
-):
-    """Yield a started `ModelledPipeline`; stop it gracefully on leaving."""
-    spec = PipelineSpec(
-        EngineSpec("", ""), placements(cuts, range(len(cuts) + 1)), MODEL.layers_of, blocks, CONTEXT_TOKENS
-    )
-    log_text = io.StringIO()
-    log = EventLog(log_text, process="daemon")
-    network = MemoryNetwork(seed, weather)
-    machine = CoordinatorMachine(spec, coordinator_limits or CoordinatorLimits(), "memory://{epoch}-{link}")
-    scheduler = Scheduler(limits or SchedulerLimits(), log, context_tokens=CONTEXT_TOKENS)
-    journal = MemoryJournal(write_s=0.002)
-    async with trio.open_nursery() as nursery, network.open("daemon") as transport:
-        launcher = TaskLauncher(network, nursery, engine or (lambda: ModelledEngine(MODEL, speed)), log_text)
-        pool = WorkerPool(
-            launcher, transport, scheduler, worker_limits or WorkerLimits(), log, "memory://control-{worker}"
-        )
+class ModelledFactory:
+    """Makes modelled pipelines in a loop; a `ReplicaFactory`. ``made`` has the latest of each number."""
+
+    def __init__(
+        self,
+        nursery,
+        network,
+        transport,
+        *,
+        blocks=64,
+        limits=None,
+        speed=ModelledSpeed(step_s=0.01),
+        coordinator_limits=None,
+        worker_limits=None,
+        engine=None,
+    ):
+        self.made = {}
+        self.journals = {}
+        self.log_text = io.StringIO()
+        self.engine = engine or (lambda: ModelledEngine(MODEL, speed))
+        self._nursery = nursery
+        self._network = network
+        self._transport = transport
+        self._blocks = blocks
+        self._limits = limits or SchedulerLimits()
+        self._coordinator_limits = coordinator_limits or CoordinatorLimits()
+        self._worker_limits = worker_limits or WorkerLimits()
+
+    @asynccontextmanager
+    async def open(self, replica, stages):
+        spec = PipelineSpec(EngineSpec("", ""), stages, MODEL.layers_of, self._blocks, CONTEXT_TOKENS)
+        log = EventLog(self.log_text, process="daemon", replica=replica)
+        machine = CoordinatorMachine(spec, self._coordinator_limits, f"memory://{replica}-{{epoch}}-{{link}}")
+        scheduler = Scheduler(self._limits, log, context_tokens=CONTEXT_TOKENS)
+        journal = self.journals.setdefault(replica, MemoryJournal(write_s=0.002))
+        prefix = "worker" if replica == 0 else f"replica-{replica}-worker"
+        launcher = TaskLauncher(self._network, self._nursery, self.engine, self.log_text, prefix)
+        control = f"memory://{replica}-control-{{worker}}"
+        pool = WorkerPool(launcher, self._transport, scheduler, self._worker_limits, log, control)
         coordinator = Coordinator(machine, pool, scheduler, journal, log)
-        await nursery.start(scheduler.run)
-        await nursery.start(pool.run)
+        pipeline = Pipeline(replica, FACTS, scheduler, coordinator, pool)
+        self.made[replica] = ModelledPipeline(
+            pipeline, scheduler, coordinator, pool, self._network, launcher, journal, self.log_text
+        )
+        yield pipeline
+
+
+@asynccontextmanager
+async def modelled_pipeline(*, cuts=(4, 8), seed=1, weather=Weather(), **options):
+    """Yield a started `ModelledPipeline`; stop it gracefully on leaving. ``options`` are `ModelledFactory`'s."""
+    network = MemoryNetwork(seed, weather)
+    async with trio.open_nursery() as nursery, network.open("daemon") as transport:
+        factory = ModelledFactory(nursery, network, transport, **options)
+        async with factory.open(0, placements(cuts, range(len(cuts) + 1))) as pipeline:
+            ended = trio.Event()
+
+            async def live():
+                await pipeline.run()
+                ended.set()
+
+            nursery.start_soon(live)
+            made = factory.made[0]
+            yield made
+            pipeline.stop()
+            await ended.wait()
+        assert made.machine.state in (PipelineState.STOPPED, PipelineState.FAILED)
+        nursery.cancel_scope.cancel()
+
+
+class ModelledPlanner:
+    """The real planner, without its thread: virtual time would run on meanwhile."""
+
+    def __init__(self, devices):
+        atoms = tuple(
+            AtomCost(f"layers.{atom // 2}.{'mlp' if atom % 2 else 'attention'}", 1_000_000, 100, 4, 8, layers)
+            for atom, layers in enumerate(MODEL.layers_of)
+        )
+        self._planner = RefactorPlanner(atoms, devices, None, cores=8)
+
+    async def plan(self, request, route, **facts):
+        await trio.lowlevel.checkpoint()
+        return self._planner.plan(request, route, **facts)
+
+    async def copy(self, route, **facts):
+        await trio.lowlevel.checkpoint()
+        return self._planner.copy(route, **facts)
+
+
+@dataclass
+class ModelledReplicas:
+    replicas: Replicas
+    reshaper: Reshaper
+    factory: ModelledFactory
+    network: MemoryNetwork
+    ended: trio.Event
+
+    @property
+    def made(self):
+        """The `ModelledPipeline` of each replica, by number."""
+        return self.factory.made
+
+    def numbers(self):
+        return [replica.number for replica in self.replicas.present]
+
+    def events(self, name):
+        """What was logged under this name."""
+        lines = map(json.loads, self.factory.log_text.getvalue().splitlines())
+        return [line for line in lines if line["event"] == name]
+
+    async def until(self, condition):
+        while not condition():
+            await trio.sleep(0.001)
+
+    async def wait_ready(self):
+        await self.until(lambda: self.replicas.status().ready)
+
+    async def told(self, request):
+        """Carry a request out; everything that was told of it."""
+        return [event async for event in self.reshaper.refactor(request)]
+
+    async def done(self, request):
+        """Carry a request out; its report."""
+        events = await self.told(request)
+        assert isinstance(events[-1], RefactorReport), events[-1]
+        return events[-1]
+
+
+@asynccontextmanager
+async def modelled_replicas(
+    *, cuts=(4, 8), seed=1, weather=Weather(), devices="cpu:12", replica_limits=ReplicaLimits(), **options
+):
+    """Yield `ModelledReplicas` of which replica 0 was started; stop them gracefully on leaving."""
+    network = MemoryNetwork(seed, weather)
+    async with trio.open_nursery() as nursery, network.open("daemon") as transport:
+        factory = ModelledFactory(nursery, network, transport, **options)
+        replicas = Replicas(FACTS, factory, EventLog(factory.log_text, process="daemon"), replica_limits)
+        reshaper = Reshaper(ModelledPlanner(devices), replicas)
         ended = trio.Event()
 
-        async def coordinate():
-            await coordinator.run()
+        async def live():
+            await replicas.run(placements(cuts, range(len(cuts) + 1)))
             ended.set()
 
-        nursery.start_soon(coordinate)
-        pipeline = Pipeline("modelled", "ModelledLM", MODEL.layers, scheduler, coordinator, pool)
-        yield ModelledPipeline(pipeline, scheduler, coordinator, pool, network, launcher, journal, log_text)
-        coordinator.stop()
+        await nursery.start(reshaper.run)
+        nursery.start_soon(live)
+        yield ModelledReplicas(replicas, reshaper, factory, network, ended)
+        replicas.stop()
         await ended.wait()
-        assert machine.state in (PipelineState.STOPPED, PipelineState.FAILED)
         nursery.cancel_scope.cancel()

@@ -1,0 +1,136 @@
+"""Makes the replicas of a served model from real parts: forked processes, sockets, a journal on disk.
+
+Part of the composition root (`daemon`). Each replica has a folder of its own for its journal and its workers' logs, and addresses
+of its own in the server's folder of sockets; the fork server and the warm copy of the weights serve all of them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from .actors.config import ServeConfig, parse_size
+from .actors.coordinator import Coordinator
+from .actors.coordinator_machine import CoordinatorMachine
+from .actors.event_log import EventLog, LogStream
+from .actors.generation import ModelFacts
+from .actors.pipeline import Pipeline
+from .actors.pipeline_spec import CoordinatorLimits, PipelineSpec
+from .actors.route import StagePlacement
+from .actors.scheduler import Scheduler
+from .actors.scheduler_machine import SchedulerLimits
+from .actors.sqlite_journal import SqliteJournal
+from .actors.worker_machine import WorkerLimits
+from .actors.worker_pool import WorkerPool
+from .policies.batching import BatchLimits
+from .preparation import PreparedModel
+from .runtime.interface import BLOCK_TOKENS, EngineSpec
+from .transport.zmq_link import ZmqTransport
+from .worker_launcher import ForkLauncher
+
+KV_MEMORY_SHARE = 0.1
+"""Share of the host's memory that the KV pages of one replica may take by default; they are touched only when used."""
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What the replicas of one server share. ``warm`` is the folder of the weights' warm copy, "" where there is none."""
+
+    log_folder: Path
+    log_stream: LogStream
+    sockets: Path
+    warm: str
+    transport: ZmqTransport
+    launcher: ForkLauncher
+
+
+class LocalReplicas:
+    """The `ReplicaFactory` of a daemon."""
+
+    def __init__(self, model: PreparedModel, config: ServeConfig, surroundings: Surroundings) -> None:
+        self.facts = ModelFacts(
+            model.name, model.program.architecture, len(model.program.attention), _context_tokens(model, config)
+        )
+        self._model = model
+        self._config = config
+        self._around = surroundings
+
+    @asynccontextmanager
+    async def open(self, replica: int, stages: tuple[StagePlacement, ...]) -> AsyncIterator[Pipeline]:
+        """See `ReplicaFactory.open`."""
+        around, config = self._around, self._config
+        folder = around.log_folder / f"replica-{replica}"
+        folder.mkdir(parents=True, exist_ok=True)
+        log = EventLog(around.log_stream, process="daemon", pid=os.getpid(), replica=replica)
+        async with SqliteJournal.open(folder / "journal.sqlite") as journal:
+            scheduler = Scheduler(_scheduler_limits(config), log, context_tokens=self.facts.context_tokens)
+            pool = WorkerPool(
+                around.launcher.into(folder, replica),
+                around.transport,
+                scheduler,
+                WorkerLimits(drain_s_max=config.drain),
+                log,
+                f"ipc://{around.sockets}/{replica}-control-{{worker}}",
+            )
+            machine = CoordinatorMachine(
+                self._spec(stages), CoordinatorLimits(), f"ipc://{around.sockets}/{replica}-{{epoch}}-{{link}}"
+            )
+            coordinator = Coordinator(machine, pool, scheduler, journal, log)
+            yield Pipeline(replica, self.facts, scheduler, coordinator, pool)
+
+    def first_stages(self) -> tuple[StagePlacement, ...]:
+        """The stages that replica 0 begins with."""
+        atoms = self._model.program.atoms
+        return tuple(
+            StagePlacement(
+                worker=place,
+                first_atom=stage.first_atom,
+                end_atom=stage.end_atom,
+                device=device.device,
+                threads=device.threads,
+                first_name=atoms[stage.first_atom].name,
+                last_name=atoms[stage.end_atom - 1].name,
+            )
+            for place, (stage, device) in enumerate(zip(self._model.plan.stages, self._model.devices, strict=True))
+        )
+
+    def _spec(self, stages: tuple[StagePlacement, ...]) -> PipelineSpec:
+        model, config = self._model, self._config
+        return PipelineSpec(
+            engine=EngineSpec(
+                model_folder=str(model.folder),
+                program_file=str(model.program_file),
+                dtype=config.dtype,
+                deterministic=config.deterministic,
+                step_tokens_max=config.step_tokens,
+                warm_folder=self._around.warm,
+            ),
+            stages=stages,
+            layers_of=tuple(atom.layers for atom in model.program.atoms),
+            kv_blocks_max=_kv_blocks_max(model, config),
+            context_tokens=self.facts.context_tokens,
+        )
+
+
+def _scheduler_limits(config: ServeConfig) -> SchedulerLimits:
+    batch = BatchLimits(step_tokens_max=config.step_tokens, step_rows_max=min(config.running, config.step_tokens))
+    return SchedulerLimits(queue_requests_max=config.queue, running_requests_max=config.running, batch=batch)
+
+
+def _context_tokens(model: PreparedModel, config: ServeConfig) -> int:
+    return min(model.program.context_tokens, config.context or model.program.context_tokens)
+
+
+def _kv_blocks_max(model: PreparedModel, config: ServeConfig) -> int:
+    """Blocks that the KV memory holds over all stages, and no more than all running requests could ever use."""
+    per_token = sum(stage.kv_bytes_per_token for stage in model.plan.stages)
+    memory = parse_size(config.kv_memory) if config.kv_memory else int(_host_memory_bytes() * KV_MEMORY_SHARE)
+    useful = config.running * -(-_context_tokens(model, config) // BLOCK_TOKENS)
+    return max(1, min(useful, memory // max(1, per_token * BLOCK_TOKENS)))
+
+
+def _host_memory_bytes() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
