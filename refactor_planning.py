@@ -65,7 +65,7 @@ class RefactorPlanner:
             raise SameShapeRefusedError(str(error)) from error
         except (PlanError, InfeasiblePartition, DeviceError) as error:
             raise RefactorRefusedError(str(error)) from error
-        return self._placements(stages, route, beside=len(devices.taken))
+        return self._placements(stages, beside=len(devices.taken))
 
     def copy(self, route: Route, *, taken_devices: Collection[str]) -> tuple[StagePlacement, ...]:
         """Stages like those of ``route`` for another replica, its workers numbered from 0, on the first free devices.
@@ -86,7 +86,7 @@ class RefactorPlanner:
             HeldStage(worker, stage.first_atom, stage.end_atom, device)
             for worker, (stage, device) in enumerate(zip(route.stages, free, strict=False))
         ]
-        return self._placements(stages, None, beside=len(devices.taken))
+        return self._placements(stages, beside=len(devices.taken))
 
     def _wanted(self, request: RefactorRequest, present: Sequence[HeldStage]) -> tuple[WantedStage, ...]:
         match request:
@@ -117,11 +117,8 @@ class RefactorPlanner:
         is_on_gpus = any(device.startswith("cuda") for device in present)
         return Devices(gpus, cpus, taken) if is_on_gpus else Devices(cpus, gpus, taken)
 
-    def _placements(
-        self, stages: Sequence[HeldStage], route: Route | None, *, beside: int
-    ) -> tuple[StagePlacement, ...]:
+    def _placements(self, stages: Sequence[HeldStage], *, beside: int) -> tuple[StagePlacement, ...]:
         """``beside`` other workers share the cores with these."""
-        threads = {stage.worker: stage.threads for stage in route.stages} if route is not None else {}
         share = self._threads or max(1, self._cores // (len(stages) + beside))
         return tuple(
             StagePlacement(
@@ -129,7 +126,7 @@ class RefactorPlanner:
                 first_atom=stage.first_atom,
                 end_atom=stage.end_atom,
                 device=stage.device,
-                threads=threads.get(stage.worker, share),  # a process keeps its threads for life
+                threads=share,
                 first_name=self._atoms[stage.first_atom].name,
                 last_name=self._atoms[stage.end_atom - 1].name,
             )

@@ -36,11 +36,12 @@ def become_worker(order: WorkerOrder) -> int:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     # Ctrl-C reaches the whole group; the daemon drains, we wait for its word.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    all_cores = os.sched_getaffinity(0)
     if order.cores:
         # Before the first thread is made, so that ZeroMQ's and the kernels' threads stay there too; it shortens
         # a hop's tail most (`bench/link.py --pin`).
         os.sched_setaffinity(0, order.cores)
-    return _live(order)
+    return _live(order, all_cores)
 
 
 def _redirect(errors: str) -> None:
@@ -70,7 +71,7 @@ def _end_after(process: int) -> None:
     os._exit(1)
 
 
-def _live(order: WorkerOrder) -> int:
+def _live(order: WorkerOrder, all_cores: set[int]) -> int:
     import trio
 
     from .actors.engine_thread import EngineThread
@@ -83,7 +84,7 @@ def _live(order: WorkerOrder) -> int:
     async def live() -> bool:
         async with ZmqTransport.open() as transport:
             link = await transport.connect(order.control, name="control", limits=CONTROL_LIMITS)
-            actor = StageActor(order.worker, link, transport, EngineThread(LoweredStageEngine), log)
+            actor = StageActor(order.worker, link, transport, EngineThread(LoweredStageEngine, all_cores), log)
             try:
                 await actor.run()
             except Exception:

@@ -16,7 +16,7 @@ LoadProgressed = Callable[[int, int], Awaitable[None]]
 
 
 class EnginePort(Protocol):
-    """See the module. Only `run`, `reserve` and `drop` wait for each other; the rest goes on beside a step."""
+    """See the module. Only `run`, `reserve`, `use_threads` and `drop` wait for each other; the rest goes on beside a step."""
 
     async def load(self, spec: EngineSpec, atoms: range, progress: LoadProgressed) -> StageFacts:
         """Make ``atoms`` resident beside those that are. ``spec`` never changes over a worker's life."""
@@ -30,6 +30,10 @@ class EnginePort(Protocol):
         self, atoms: range, batch: RaggedBatch, hidden: BufferView | None, rows: Sequence[SampleRow]
     ) -> StageOutput:
         """Run one step through ``atoms``."""
+        ...
+
+    async def use_threads(self, threads: int) -> None:
+        """Compute with so many threads from the next step on."""
         ...
 
     async def drop(self, keep: range) -> int:

@@ -11,9 +11,10 @@ import os
 import resource
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 import outcome
@@ -47,10 +48,14 @@ takes 0.25 ms, most of it with the GIL, for which a step asks after every operat
 
 
 class EngineThread:
-    """Runs the engine that ``make(spec)`` builds. A call that has begun cannot be cancelled: the worker waits for its end."""
+    """Runs the engine that ``make(spec)`` builds; ``cores`` are those that this process may use at most.
 
-    def __init__(self, make: Callable[[EngineSpec], StageEngine]) -> None:
+    A call that has begun cannot be cancelled: the worker waits for its end.
+    """
+
+    def __init__(self, make: Callable[[EngineSpec], StageEngine], cores: Collection[int] = ()) -> None:
         self._make = make
+        self._cores = frozenset(cores)
         self._engine: StageEngine | None = None
         self._computing = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
         self._loading = ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader", initializer=_stand_back)
@@ -101,6 +106,12 @@ class EngineThread:
         finally:
             self._computes = False
 
+    async def use_threads(self, threads: int) -> None:
+        """Compute with so many threads from the next step on; a process held to fewer cores is let go to all of ``cores``."""
+        if self._cores and threads > len(os.sched_getaffinity(0)):
+            await _call(self._computing, _stay_on, self._cores)
+        await _call(self._computing, self._loaded.use_threads, threads)
+
     async def drop(self, keep: range) -> int:
         """Let go of atoms outside ``keep`` and their pages; the bytes freed."""
         if self._engine is None:
@@ -137,6 +148,13 @@ class EngineThread:
     def _loaded(self) -> StageEngine:
         assert self._engine is not None, "the coordinator opens an epoch only once its weights are loaded"
         return self._engine
+
+
+def _stay_on(cores: Collection[int]) -> None:
+    """Hold every thread of this process to ``cores``."""
+    for task in Path("/proc/self/task").iterdir():
+        with suppress(ProcessLookupError):  # it ended meanwhile
+            os.sched_setaffinity(int(task.name), cores)
 
 
 def _stand_back() -> None:

@@ -24,9 +24,10 @@ OUTPUTS_WAITING_MAX = 4
 
 @dataclass(slots=True)
 class EpochLinks:
-    """See the module. ``slots`` maps a step to the ring slot that its hidden state lies in."""
+    """See the module. ``slots`` maps a step to the ring slot that its hidden state lies in; ``threads`` compute its steps."""
 
     epoch: int
+    threads: int = 0
     upstream: ActivationReceiver | None = None
     downstream: ActivationSender | None = None
     handoff: Handoff | None = None

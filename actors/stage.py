@@ -104,6 +104,8 @@ class StageActor:
         self._epochs: dict[int, EpochLinks] = {}
         self._handoff_limits = handoff_limits
         self._step_tokens_max = 0
+        self._threads = 0  # that compute now
+        self._threads_of: dict[int, int] = {}  # epochs that are not open yet
         self._kv_bytes = 0
         self._nursery: trio.Nursery | None = None
         self._work = _Work()
@@ -185,7 +187,7 @@ class StageActor:
             case StartLoading(prepare):
                 self._start(self._load, prepare)
             case OpenEpoch(opened, stage):
-                links = self._epochs[opened.epoch] = EpochLinks(opened.epoch)
+                links = self._epochs[opened.epoch] = EpochLinks(opened.epoch, self._threads_of.pop(opened.epoch, 0))
                 self._start(self._live_epoch, links, opened, stage)
             case CutHandoff(cut):
                 handoff = self._epochs[cut.epoch].handoff
@@ -209,6 +211,8 @@ class StageActor:
             device=prepare.spec.device,
         )
         self._step_tokens_max = prepare.spec.step_tokens_max
+        self._threads_of[prepare.epoch] = prepare.spec.threads
+        self._threads = self._threads or prepare.spec.threads
 
         async def progressed(done_bytes: int, total_bytes: int) -> None:
             await self._tell(LoadProgress(prepare.epoch, self._worker, done_bytes, total_bytes))
@@ -278,6 +282,9 @@ class StageActor:
     async def _run_step(self, plan: StepPlan, atoms: range, hidden: BufferView | None) -> None:
         links = self._epochs[plan.epoch]
         rows = links.sampling.rows(plan) if links.sampling is not None else []
+        if links.threads != self._threads:  # the first step after a cut
+            await self._engine.use_threads(links.threads)
+            self._threads = links.threads
         self.pages.begin_step(plan)
         started_s = trio.current_time()
         output = await self._engine.run(atoms, batch_of(plan), hidden, rows)

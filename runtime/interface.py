@@ -162,8 +162,9 @@ class StageEngine(Protocol):
     It holds *resident* atoms with the KV pages of their layers, and runs a step through any run of them: in a refactoring a
     worker serves the atoms of two epochs for a while. Atoms are named by half-open ranges of the program's.
 
-    Threads: `run`, `reserve` and `drop` are called by one thread, the engine's. `load`, `gather_pages` and `scatter_pages`
-    may be called by other threads while a step runs; none of them may hold that step up for longer than an instant.
+    Threads: `run`, `reserve`, `use_threads` and `drop` are called by one thread, the engine's. `load`, `gather_pages` and
+    `scatter_pages` may be called by other threads while a step runs; none of them may hold that step up for longer than an
+    instant.
     """
 
     def load(self, atoms: range, progress: Callable[[int, int], None]) -> StageFacts:
@@ -185,6 +186,10 @@ class StageEngine(Protocol):
         ``hidden`` may lie in memory shared with another process and is given back after the call; the output's buffer is
         sent without a copy. So the output never aliases ``hidden``, nor is its memory written to by a later call.
         """
+        ...
+
+    def use_threads(self, threads: int) -> None:
+        """Compute with ``threads`` threads from the next step on; no result depends on it where a backend is batch-invariant."""
         ...
 
     def drop(self, keep: range) -> int:

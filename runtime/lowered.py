@@ -110,6 +110,10 @@ class Backend(Protocol):
         """Numbers in one page of a layer, in this backend's own layout."""
         ...
 
+    def use_threads(self, threads: int) -> None:
+        """Compute with so many threads from now on; never called during a step."""
+        ...
+
     def step(self, batch: RaggedBatch, tokens: int) -> Any:
         """What `attend` needs to know of a step, computed once; ``tokens`` >= ``batch.tokens`` where it is padded."""
         ...

@@ -74,6 +74,10 @@ class PackedBackend:
         torch.set_num_threads(1)
         set_threads(threads)
 
+    def use_threads(self, threads: int) -> None:
+        """The kernels' own; torch keeps its one."""
+        set_threads(threads)
+
     def pack_linear(self, weight: Tensor, bias: Tensor | None, activation: str) -> PackedLinear:
         """The kernels' panels; the stored weight is dropped by the caller."""
         return pack_linear(weight, bias, activation)

@@ -78,6 +78,10 @@ class LoweredStageEngine:
             return StageOutput(tokens=sample(result.float().cpu().numpy(), rows) if rows else [])
         return StageOutput(hidden=to_buffer(result))
 
+    def use_threads(self, threads: int) -> None:
+        """See `StageEngine.use_threads`."""
+        self.backend.use_threads(threads)
+
     def drop(self, keep: range) -> int:
         """Let go of atoms outside ``keep`` and the pages of their layers; bytes of weights and reserved pages."""
         return self.resident.drop(keep)

@@ -85,6 +85,10 @@ class TorchBackend:
         self._each_token = each_token
         self._onednn = device.type == "cpu" and dtype == torch.float32 and _onednn_packs()
 
+    def use_threads(self, threads: int) -> None:
+        """Torch's pool, which is the process's."""
+        torch.set_num_threads(threads)
+
     def pack_linear(self, weight: Tensor, bias: Tensor | None, activation: str) -> TorchLinear:
         """Repack for oneDNN, or keep."""
         return self._pack(weight, bias, activation, gated=False)

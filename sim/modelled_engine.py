@@ -152,6 +152,9 @@ class ModelledEngine:
         drawn = [_draw(states[t], row, self.model) for t, row in zip(batch.sample_tokens, rows, strict=True)]
         return StageOutput(tokens=drawn)
 
+    async def use_threads(self, threads: int) -> None:
+        """A model of a model has none."""
+
     async def drop(self, keep: range) -> int:
         """Let go of atoms outside ``keep``."""
         async with self._turn:

@@ -73,11 +73,11 @@ def test_live_kv_counts_for_what_it_weighs():
     assert shape(plan(route, model=model, stages=1, live_tokens=1000)) == [(0, 0, 3, "cpu:0")]
 
 
-def test_a_worker_keeps_its_threads_and_a_new_one_shares_the_cores():
-    assert [stage.threads for stage in plan(serving(7), stages=4)].count(3) == 2
-    assert [stage.threads for stage in plan(serving(), stages=2)] == [3, 4]
-    assert [stage.threads for stage in plan(serving(), stages=2, cores=1)] == [3, 1]
-    assert [stage.threads for stage in plan(serving(), stages=2, threads=5)] == [3, 5]
+def test_workers_share_the_cores_unless_the_user_said_how_many_threads():
+    assert [stage.threads for stage in plan(serving(7), stages=4)] == [2, 2, 2, 2]
+    assert [stage.threads for stage in plan(serving(), stages=2)] == [4, 4]
+    assert [stage.threads for stage in plan(serving(), stages=2, cores=1)] == [1, 1]
+    assert [stage.threads for stage in plan(serving(), stages=2, threads=5)] == [5, 5]
 
 
 def test_new_stages_go_to_the_kind_of_device_that_serves():
