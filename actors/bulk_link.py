@@ -6,6 +6,7 @@ The mechanics that `activation_link` and `page_link` share. It knows neither hid
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import trio
 
@@ -41,13 +42,19 @@ class BulkSender:
         """Whether bulks may lie in shared memory."""
         return self._ring_path is not None
 
-    def make_ring(self, bytes_max: int) -> None:
+    async def make_ring(self, bytes_max: int) -> None:
         """Make the ring now, where there is to be one, rather than at the first use. The other end must listen already.
 
-        Raises `PeerLostError`.
+        In a thread: its memory is touched, which takes about a millisecond for 4 MiB. Raises `PeerLostError`.
         """
-        if self._ring_path is not None and self._ring is None and not self._closed:
-            self._ring = RingWriter.connect(self._ring_path, slots=self._slots, slot_bytes=bytes_max)
+        if self._ring_path is None or self._ring is not None:
+            return
+        async with self._turn:
+            if self._ring is None:
+                connect = partial(RingWriter.connect, self._ring_path, slots=self._slots, slot_bytes=bytes_max)
+                self._ring = await trio.to_thread.run_sync(connect)
+            if self._closed:
+                self._ring.close()
 
     async def take(self, size: int, bytes_max: int) -> Bulk:
         """Memory for ``size`` of at most ``bytes_max`` bytes; waits for a free slot. Then `send` it or `give_back` it.
@@ -58,7 +65,7 @@ class BulkSender:
             raise LinkClosedError(f"{self.link.name} was closed by this end")
         if self._ring_path is None:
             return Bulk(memoryview(bytearray(size)), IN_MESSAGE)
-        self.make_ring(bytes_max)
+        await self.make_ring(bytes_max)
         assert self._ring is not None
         slot = await self._ring.acquire()
         return Bulk(self._ring.view(slot)[:size], slot)

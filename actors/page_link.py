@@ -14,7 +14,7 @@ from ..transport.interface import Transport
 from .bulk_link import BulkReceiver, BulkSender, ring_path
 from .messages import TO_ACQUIRER, TO_DONOR, PageRun, PagesEnd, PagesRefused, PagesWelcome
 
-RING_SLOTS = 4
+RING_SLOTS = 3
 """Runs that may lie in the ring at once; the donor waits for a free slot."""
 
 
@@ -65,7 +65,7 @@ class PageSender:
         (payload,) = await self._bulk.link.receive()
         message = TO_DONOR.decode(payload)
         if isinstance(message, PagesWelcome):
-            self._bulk.make_ring(self._run_bytes_max)
+            await self._bulk.make_ring(self._run_bytes_max)
         return message
 
     def close(self) -> None:
