@@ -143,7 +143,7 @@ class ForkLauncher:
 
     def _hear(self, news: News) -> None:
         match news:
-            case Forked(control, pid):
+            case Forked(_, control, pid):
                 process = self._running[pid] = HostProcess(pid)
                 self._forked.pop(control).send_nowait(process)
             case Ended(pid, code):

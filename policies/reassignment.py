@@ -68,7 +68,7 @@ class Devices:
     """What there is beside the devices of the present stages.
 
     ``offered`` are taken on demand, in this order; ``by_name`` only where a stage is wanted there; ``taken`` not at all, since
-    workers that are about to leave still use them.
+    workers that are about to leave, or of other replicas, use them.
     """
 
     offered: tuple[str, ...]
@@ -137,7 +137,7 @@ def _wanted_homes(
             raise UnknownDeviceError(f"there is no device {device} here; there are {_listed(present, devices)}")
         if device in devices.taken:
             raise DeviceTakenError(
-                f"{device} is still in use by a worker that is leaving; try again, or name another device"
+                f"{device} is still in use by a worker that is leaving or by another replica; name another device, or try again"
             )
         named.add(device)
         homes[place] = holders.get(device, device)

@@ -20,6 +20,8 @@ from flexpipe.actors.refactor import (
     RefactorReport,
     RefactorRequest,
 )
+from flexpipe.sim.modelled_engine import ModelledEngine
+from modelled_pipeline import MODEL, modelled_replicas
 from toy_refactorer import ToyRefactorer
 
 PHASES = get_args(Phase)
@@ -48,11 +50,44 @@ async def toy_world():
         nursery.cancel_scope.cancel()
 
 
-WORLDS = [toy_world]
+class GatedEngine(ModelledEngine):
+    """Loads only while its gate is open."""
+
+    def __init__(self, gate):
+        super().__init__(MODEL)
+        self._gate = gate
+
+    async def load(self, spec, atoms, progress):
+        await self._gate[0].wait()
+        return await super().load(spec, atoms, progress)
+
+
+@asynccontextmanager
+async def pipeline_world():
+    gate = [trio.Event()]
+    gate[0].set()
+    async with modelled_replicas(cuts=(6,), engine=lambda: GatedEngine(gate)) as made:
+        await made.wait_ready()
+        yield SimpleNamespace(
+            refactorer=made.reshaper,
+            good=RefactorRequest(stages=4),
+            other=RefactorRequest(partition="2,4"),
+            bad=RefactorRequest(stages=13),
+            shape=lambda: [
+                (stage["epoch"], stage["worker"], stage["first_atom"]) for stage in made.replicas.status().stages
+            ],
+            hold=lambda: gate.__setitem__(0, trio.Event()),
+            release=lambda: gate[0].set(),  # noqa: PLW0108 - the event changes
+            until=made.until,
+        )
+        gate[0].set()
+
+
+WORLDS = [toy_world, pipeline_world]
 
 
 @pytest.fixture(params=WORLDS, ids=lambda world: world.__name__)
-async def world(request):
+async def world(request, autojump_clock):
     async with request.param() as made:
         with trio.fail_after(30):
             yield made

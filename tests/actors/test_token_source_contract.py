@@ -12,10 +12,11 @@ import pytest
 import trio
 from flexpipe.actors.generation import GenerationFailedError, GenerationRequest
 from flexpipe.actors.pipeline_spec import CoordinatorLimits
+from flexpipe.actors.refactor import RefactorRequest
 from flexpipe.actors.scheduler_machine import SchedulerLimits
 from flexpipe.runtime.interface import SamplingParams
 from flexpipe.sim.modelled_engine import ModelledEngine
-from modelled_pipeline import CONTEXT_TOKENS, MODEL, modelled_pipeline
+from modelled_pipeline import CONTEXT_TOKENS, MODEL, modelled_pipeline, modelled_replicas
 from toy_token_source import ToyTokenSource
 
 GREEDY = SamplingParams(temperature=0.0)
@@ -80,7 +81,37 @@ async def pipeline_world():
         gate[0].set()
 
 
-WORLDS = [toy_world, pipeline_world]
+@asynccontextmanager
+async def replicas_world():
+    """Two replicas as one source; both are given up when they lose a worker."""
+    gate = [trio.Event()]
+    gate[0].set()
+    limits = SchedulerLimits(queue_requests_max=1, running_requests_max=1)
+    never_again = CoordinatorLimits(restarts_max=0)
+    async with modelled_replicas(
+        limits=limits, engine=lambda: GatedEngine(gate), coordinator_limits=never_again
+    ) as made:
+        await made.wait_ready()
+        await made.done(RefactorRequest(replicas=2))
+
+        def lose_stage():
+            for number in made.numbers():
+                made.made[number].launcher.processes[1].signal(kill=True)
+
+        yield SimpleNamespace(
+            source=made.replicas,
+            prompt=(1, 2, 3, 4),
+            requests_max=4,
+            context_tokens=CONTEXT_TOKENS,
+            hold=lambda: gate.__setitem__(0, trio.Event()),
+            release=lambda: gate[0].set(),  # noqa: PLW0108 - the event changes
+            lose_stage=lose_stage,
+            until=made.until,
+        )
+        gate[0].set()
+
+
+WORLDS = [toy_world, pipeline_world, replicas_world]
 
 
 @pytest.fixture(params=WORLDS, ids=lambda world: world.__name__)

@@ -108,6 +108,7 @@ class ModelledFactory:
         self.journals = {}
         self.log_text = io.StringIO()
         self.engine = engine or (lambda: ModelledEngine(MODEL, speed))
+        self._refusal = None
         self._nursery = nursery
         self._network = network
         self._transport = transport
@@ -116,8 +117,14 @@ class ModelledFactory:
         self._coordinator_limits = coordinator_limits or CoordinatorLimits()
         self._worker_limits = worker_limits or WorkerLimits()
 
+    def refuse(self, error):
+        """Let the next one not be made."""
+        self._refusal = error
+
     @asynccontextmanager
     async def open(self, replica, stages):
+        if self._refusal is not None:
+            raise self._refusal
         spec = PipelineSpec(EngineSpec("", ""), stages, MODEL.layers_of, self._blocks, CONTEXT_TOKENS)
         log = EventLog(self.log_text, process="daemon", replica=replica)
         machine = CoordinatorMachine(spec, self._coordinator_limits, f"memory://{replica}-{{epoch}}-{{link}}")
@@ -202,7 +209,8 @@ class ModelledReplicas:
             await trio.sleep(0.001)
 
     async def wait_ready(self):
-        await self.until(lambda: self.replicas.status().ready)
+        """Until replica 0 serves, and its first epoch is over and done."""
+        await self.until(lambda: self.replicas.present and self.replicas.present[0].watch.is_over)
 
     async def told(self, request):
         """Carry a request out; everything that was told of it."""
