@@ -325,7 +325,7 @@ PHASES = {
     "loaded": lambda: _after(prepare(2), WeightsLoaded(2, FACTS)),
     "opening": lambda: _after(prepare(2), WeightsLoaded(2, FACTS), opened(2)),
     "prepared": lambda: prepared(serving(), epoch=2),
-    "switching": lambda: _after_cut(),
+    "switching": lambda: _after_cut(),  # noqa: PLW0108 - defined below
     "switched": lambda: _after_cut(PagesCrossed(2, NOTHING)),
     "released": lambda: _after_cut(PagesCrossed(2, NOTHING), Release(2), Dropped(1)),
     "draining": lambda: _after(plan(0), Drain("bye")),
