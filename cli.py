@@ -1,4 +1,4 @@
-"""The command line: `flexpipe serve | generate | chat | ps | refactor | plan | pull | doctor | bench`.
+"""The command line: `flexpipe serve | generate | chat | ps | refactor | plan | pull | doctor | simulate | bench`.
 
 Each command turns its arguments into calls and the outcome into text or JSON. Exit codes: 0 fine, 1 failed, 2 misused. Nothing
 heavy is imported before a command needs it, so `--help` and `ps` start in a fraction of a second.
@@ -155,6 +155,9 @@ def ps(*, url: Url = DEFAULT_URL, api_key: ApiKey = None, json: AsJson = False) 
     state = "ready" if status["ready"] else f"not ready: {status['reason']}"
     out.print(f"[bold]{status['model']['name']}[/] at {url}: {state}, epoch {status['epoch']}", highlight=False)
     out.print(stage_table(status["stages"]))
+    for replica in status["replicas"] if len(status["replicas"]) > 1 else ():
+        if not replica["ready"]:
+            out.print(f"replica {replica['replica']} is not ready: {replica['reason']}", highlight=False)
     out.print(f"{status['running']} requests running, {status['waiting']} waiting", highlight=False)
     return 0
 
@@ -168,6 +171,7 @@ def refactor(
     partition: Annotated[str | None, Parameter(group=_SHAPE)] = None,
     move: Annotated[str | None, Parameter(group=_SHAPE)] = None,
     replicas: Annotated[int | None, Parameter(group=_SHAPE)] = None,
+    replica: int | None = None,
     strategy: Strategy = "precopy",
     allow_preempt: Annotated[bool, Parameter(negative="")] = False,
     url: Annotated[str, Parameter(env_var="FLEXPIPE_URL")] = DEFAULT_URL,
@@ -189,7 +193,8 @@ def refactor(
         stages: Number of stages; the cut points with the least bottleneck are found.
         partition: Decoder layers per stage, as 7,9,8,6; or atom ranges, as 0:15,15:33,33:62.
         move: Decoder layers and the device they go to, as 12-17:cpu:3.
-        replicas: Number of pipelines.
+        replicas: Number of pipelines that serve the model; new ones are like the oldest, the youngest go first.
+        replica: Change this replica only; without it all of them, one after the other.
         strategy: How running requests get across: KV copied before the cut, at the cut, computed again, or all begun anew.
         allow_preempt: Let requests begin anew whose KV would not fit any more, instead of refusing.
         url: Address of the running server.
@@ -204,6 +209,7 @@ def refactor(
         partition=partition,
         move=move,
         replicas=replicas,
+        replica=replica,
         strategy=strategy,
         allow_preempt=allow_preempt,
     )
@@ -264,6 +270,44 @@ def doctor(*, json: AsJson = False) -> int:
     from .commands.doctor import doctor_command
 
     return doctor_command(as_json=json)
+
+
+@app.command(config=[])
+def simulate(
+    *,
+    seeds: int = 200,
+    first: int = 0,
+    faults: str = "all",
+    seed: int | None = None,
+    trace: bool = False,
+    mutate: str = "",
+    jobs: int = 1,
+    json: AsJson = False,
+) -> int:
+    """Run histories of a simulated pipeline under faults, and check the promises that the real one makes.
+
+    Examples:
+        flexpipe simulate --seeds 2000 --faults all --jobs 2
+        flexpipe simulate --seed 342 --trace
+        flexpipe simulate --mutate all --seeds 1000
+
+    Args:
+        seeds: How many histories; each is drawn from its seed.
+        first: The first seed.
+        faults: Kinds of fault by comma, as crash,partition,disk-full; all; or none.
+        seed: Replay this one history.
+        trace: With --seed, print the history's event log.
+        mutate: Plant this bug, or all in turn, and say at which seed which rule shows it.
+        jobs: Processes to share the work.
+        json: Print facts as JSON, for machines.
+    """
+    from .commands.simulate import mutate_command, seed_command, seeds_command
+
+    if seed is not None:
+        return seed_command(seed, faults, mutate, trace=trace, as_json=json)
+    if mutate:
+        return mutate_command(mutate, seeds, faults, jobs, as_json=json)
+    return seeds_command(seeds, first, faults, jobs, as_json=json)
 
 
 bench = App(name="bench", help="Measure speed on this machine; compare figures of one run only.")

@@ -87,6 +87,11 @@ class WorkerHouse(TaskLauncher):
         actor.pages = self._mutation.pages()
         return actor
 
+    def end_all(self) -> None:
+        """The daemon died: each worker of its host ends itself."""
+        for process in list(self.processes.values()):
+            process.signal(kill=True)
+
     def _make_world_engine(self) -> WorldEngine:
         return self._mutation.engine(self._outside.scenario.model, self._outside.scenario.speed)
 
@@ -183,11 +188,12 @@ class Daemon:
         self._coordinator_scope.cancel()
 
     def crash(self) -> None:
-        """End the process as kill -9 would: its workers see their links end, its clients their connections."""
+        """End the process as kill -9 would: its clients' connections end, and its workers, which watch over it, with it."""
         self._alive = self.is_open = False
         for guest in list(self._guests):
             guest.cut_off()
         self._outside.network.crash("daemon")
+        self._house.end_all()
         self._scope.cancel()
 
 

@@ -206,6 +206,8 @@ class World:
             while not outcome:
                 await self._wait_for(self._serves)
                 outcome = await self._reshape(reshape)
+                if not outcome:
+                    await trio.sleep(LOOK_S)
             self._history.changes[outcome] += 1
             self._moved.unpark_all()
 
