@@ -35,7 +35,8 @@ class RefactorOptions(TypedDict, total=False):
     """What the pipeline shall look like: exactly one of the first four (None: not that one); and how to get there.
 
     ``partition`` is "7,9,8,6" (decoder layers per stage) or "0:15,15:33" (atoms), ``move`` "12-17:cpu:3" (layers 12 to 17 to that
-    device). ``strategy`` is "precopy" (the default), "stop-copy", "recompute" or "restart". ``allow_preempt`` lets requests begin
+    device), ``replicas`` how many pipelines serve the model; the others change every replica in turn, or only ``replica``.
+    ``strategy`` is "precopy" (the default), "stop-copy", "recompute" or "restart". ``allow_preempt`` lets requests begin
     anew whose KV would not fit any more, where the change would be refused otherwise.
     """
 
@@ -43,6 +44,7 @@ class RefactorOptions(TypedDict, total=False):
     partition: str | None
     move: str | None
     replicas: int | None
+    replica: int | None
     strategy: str
     allow_preempt: bool
 

@@ -55,13 +55,14 @@ def reporter(display: Progress) -> Report:
 
 
 def stage_table(stages: Sequence[StageStatus]) -> Table:
-    """The stages as `flexpipe ps` shows them; fits 80 columns."""
+    """The stages as `flexpipe ps` shows them; fits 80 columns. Those of several replicas are numbered "replica.stage"."""
     table = Table(box=None, header_style="bold", padding=(0, 1), pad_edge=False)
+    is_replicated = any(stage["replica"] for stage in stages)
     for name in ("stage", "state", "pid", "device", "holds", "weights", "memory", "KV pages"):
         table.add_column(name, justify="left" if name in ("state", "device", "holds") else "right", no_wrap=True)
     for stage in stages:
         table.add_row(
-            str(stage["stage"]),
+            f"{stage['replica']}.{stage['stage']}" if is_replicated else str(stage["stage"]),
             stage["state"],
             str(stage["pid"]),
             stage["device"],

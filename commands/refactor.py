@@ -51,7 +51,8 @@ def refactor_command(
     if as_json:
         print(msgspec.json.encode(report).decode())
     else:
-        out.print(report_table(report))
+        for one in (*report.earlier, report):
+            out.print(report_table(one))
     return 0
 
 
@@ -118,6 +119,13 @@ def report_table(report: RefactorReport) -> Table:
 
 
 def _rows(report: RefactorReport) -> Iterator[tuple[str, str]]:
+    if report.deed == "retired":
+        yield f"replica {report.replica}", "retired"
+        yield from ((phase, _ms(elapsed_ms)) for phase, elapsed_ms in report.phase_ms.items())
+        yield "requests", f"{report.requests_reprefilled} went on elsewhere, {report.requests_lost} lost"
+        return
+    if report.replica or report.earlier:
+        yield f"replica {report.replica}", report.deed
     yield f"epoch {report.epoch}", f"{report.strategy}, serves from step {report.cut_step} on"
     for number, stage in enumerate(report.stages):
         yield f"stage {number}", stage

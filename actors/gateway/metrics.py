@@ -90,6 +90,9 @@ class _PipelineCollector(Collector):
         used = sum(stage["kv_pages_used"] for stage in status.stages)
         pages = used + sum(stage["kv_pages_free"] for stage in status.stages)
         yield self._model_gauge("flexpipe_ready", "1 while the pipeline can serve.", int(status.ready))
+        yield self._model_gauge(
+            "flexpipe_replicas", "Pipelines that can serve.", sum(at.ready for at in status.replicas)
+        )
         yield self._model_gauge("flexpipe_epoch", "The pipeline's epoch.", status.epoch)
         yield self._model_gauge("flexpipe_requests_running", "Sequences that hold KV pages.", status.running)
         yield self._model_gauge("flexpipe_requests_waiting", "Sequences in the queue.", status.waiting)
@@ -107,7 +110,8 @@ class _PipelineCollector(Collector):
         return gauge
 
     def _stage_gauge(self, name: str, meaning: str, stages: tuple[StageStatus, ...], field: str) -> Metric:
-        gauge = GaugeMetricFamily(name, meaning, labels=["model_name", "stage"])
+        gauge = GaugeMetricFamily(name, meaning, labels=["model_name", "replica", "stage"])
         for stage in stages:
-            gauge.add_metric([self._model_name, str(stage["stage"])], float(dict(stage)[field]))  # type: ignore[arg-type]
+            labels = [self._model_name, str(stage["replica"]), str(stage["stage"])]
+            gauge.add_metric(labels, float(dict(stage)[field]))  # type: ignore[arg-type]
         return gauge

@@ -35,6 +35,10 @@ def decode_refactor(body: bytes) -> RefactorRequest:
         count = getattr(request, name)
         if count is not None and count < 1:
             raise invalid_parameter(name, f"`{name}` is {count}; it must be 1 or more.")
+    if request.replica is not None and (request.replica < 0 or request.replicas is not None):
+        raise invalid_parameter(
+            "replica", "`replica` is the number of one replica, from 0, and does not go with `replicas`."
+        )
     for name in ("partition", "move"):
         plan = getattr(request, name)
         if plan is not None and not 0 < len(plan) <= PLAN_CHARACTERS_MAX:

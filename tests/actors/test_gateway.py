@@ -641,7 +641,7 @@ async def test_metrics_count_what_happened():
         assert await metric(gateway, "flexpipe_time_per_output_token_seconds_count") == 1
         assert await metric(gateway, "flexpipe_e2e_request_latency_seconds_count") == 1
         assert await metric(gateway, 'flexpipe_ready{model_name="toy"}') == 1
-        assert await metric(gateway, 'flexpipe_stage_kv_pages_free{model_name="toy",stage="1"}') == 1000
+        assert await metric(gateway, 'flexpipe_stage_kv_pages_free{model_name="toy",replica="0",stage="1"}') == 1000
         gateway.source.lose_stage()
         assert await metric(gateway, 'flexpipe_ready{model_name="toy"}') == 0
 

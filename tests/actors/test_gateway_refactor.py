@@ -50,6 +50,8 @@ async def test_a_client_that_takes_json_only_waits_for_the_report():
         ({"stages": 0}, "stages"),
         ({"stages": "two"}, "stages"),
         ({"replicas": -1}, "replicas"),
+        ({"replicas": 2, "replica": 1}, "replica"),
+        ({"stages": 2, "replica": -1}, "replica"),
         ({"partition": ""}, "partition"),
         ({"move": "1" * 5000}, "move"),
         ({"stages": 2, "strategy": "hope"}, "strategy"),

@@ -123,6 +123,7 @@ class ToyTokenSource:
 
     def _stage(self, number):
         return {
+            "replica": 0,
             "stage": number,
             "state": "serving" if self._ready or number == 0 else "lost",
             "pid": 1000 + number,
