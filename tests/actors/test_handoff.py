@@ -235,6 +235,32 @@ async def test_a_handoff_of_nothing_ends_at_the_cut(kind, tmp_path):
         assert made.donor.copied.sent_bytes == 0
 
 
+async def test_after_the_cut_several_runs_are_copied_at_once(autojump_clock, tmp_path):
+    limits = HandoffLimits(hurried_run_bytes_max=PAGE_BYTES, runs_under_way_max=3)
+    async with handover("memory", tmp_path, precopy=False, limits=limits) as made:
+        made.donor.store.copy_s = made.acquirer.store.copy_s = 1.0
+        made.donor.step((1, 0, 48, [0, 1, 2]))
+        made.start()
+        await made.voted()
+        await made.cut([0, 1, 2])
+        await made.across()
+        made.check([0, 1, 2], 48)
+        assert trio.current_time() < 5  # 9 runs, which one after the other would take 10 s
+
+
+async def test_a_newer_copy_of_a_page_is_not_overtaken_by_an_older_one(autojump_clock, tmp_path):
+    async with lying_peer(tmp_path, role=ACQUIRER) as (worker, peer):
+        worker.store.copy_s = 5.0
+        await peer.send(run_of(blocks=(0, 1), fill=b"\1"))
+        await trio.sleep(1)
+        worker.store.copy_s = 0.0
+        await peer.send(run_of(blocks=(1, 2), fill=b"\2"))
+        await peer.send(run_of(blocks=(3,), fill=b"\3"))
+        await trio.sleep(10)
+        first_bytes = [int(page[0]) & 0xFF for page in worker.store.pages[0][:4]]
+        assert first_bytes == [1, 2, 2, 3]
+
+
 # --- refusals -----------------------------------------------------------------------------------------------------------
 
 
@@ -282,8 +308,8 @@ async def lying_peer(tmp_path, *, role):
         worker.close()
 
 
-def run_of(layer=0, epoch=EPOCH, blocks=(0,), page_bytes=PAGE_BYTES, checksum=None):
-    data = b"\7" * (len(blocks) * page_bytes)
+def run_of(layer=0, epoch=EPOCH, blocks=(0,), page_bytes=PAGE_BYTES, checksum=None, fill=b"\7"):
+    data = fill * (len(blocks) * page_bytes)
     right = page_checksum(memoryview(data))
     run = PageRun(epoch, layer, int32(blocks), bytes([16] * len(blocks)), page_bytes, checksum or right)
     return [TO_ACQUIRER.encode(run), data]
