@@ -183,7 +183,10 @@ class MemoryWire:
 
     async def wait_receivable(self) -> None:
         """See `Wire`."""
-        await _sleep_until(self._arrivals, self._next_arrival_at())
+        while True:
+            await _sleep_until(self._arrivals, self._next_arrival_at())
+            if trio.current_time() >= self._next_arrival_at():
+                return
 
     async def next_event(self) -> WireEvent:
         """See `Wire`."""

@@ -133,7 +133,7 @@ def draw(seed: int, kinds: Sequence[str]) -> Scenario:
     reshapes = [_reshape(chance, len(cuts) + 1, aims)]
     if chance.random() < 0.2:
         reshapes.append(_reshape(chance, len(reshapes[0].cuts) + 1, ()))
-    visits = tuple(_visit(chance) for _ in range(chance.randint(2, 4)))
+    visits = tuple(_visit(chance) for _ in range(chance.randint(2, 3)))
     blocks = chance.choice((8, 16, 32))
     return Scenario(
         seed=seed,
@@ -220,7 +220,7 @@ def _reshape(chance: random.Random, stages: int, aims: Sequence[Aim]) -> Reshape
 
 def _visit(chance: random.Random) -> Visit:
     prompt = tuple(chance.randrange(_MODEL.vocabulary) for _ in range(chance.choice((1, 5, 17, 33, 40))))
-    max_tokens = chance.randint(3, 20)
+    max_tokens = chance.randint(3, 14)
     params = SamplingParams(
         temperature=chance.choice((0.0, 0.8)),
         seed=chance.randrange(1 << 16),

@@ -114,6 +114,7 @@ class World:
             self._house = WorkerHouse(self, nursery, self._mutation)
             nursery.start_soon(self._end_when_broken, nursery.cancel_scope)
             await nursery.start(self.faults.run)
+            nursery.start_soon(self._look)
             nursery.start_soon(self._keep_daemon)
             if await self._within_bounds(self._serves, "the pipeline never served"):
                 await self._live()
@@ -161,16 +162,19 @@ class World:
     async def _within_bounds(self, holds: Callable[[], bool], sentence: str) -> bool:
         """Wait until something holds; False, and a violation (where it has a sentence), where it does not come to hold."""
         while not holds():
-            deadline = self.faults.last_harm_s + self._quiet_s_max()
-            if self.faults.quiet and trio.current_time() >= deadline:
+            late_s = trio.current_time() - self.faults.last_harm_s - self._quiet_s_max()
+            if self.faults.quiet and late_s >= 0:
                 if sentence:
                     self.checks.violated(rules.ENDS, sentence)
                 return False
-            with trio.move_on_at(
-                min(deadline, trio.current_time() + LOOK_S) if self.faults.quiet else trio.current_time() + LOOK_S
-            ):
-                await self._moved.park()
+            await self._moved.park()
         return True
+
+    async def _look(self) -> None:
+        """What does not announce itself is noticed all the same."""
+        while True:
+            await trio.sleep(LOOK_S)
+            self._moved.unpark_all()
 
     async def _end_when_broken(self, scope: trio.CancelScope) -> None:
         await self.checks.broken.wait()
