@@ -2,7 +2,7 @@
 
 import pytest
 from flexpipe import refactor_planning
-from flexpipe.actors.refactor import RefactorRefusedError, RefactorRequest
+from flexpipe.actors.refactor import RefactorRefusedError, RefactorRequest, SameShapeRefusedError
 from flexpipe.actors.route import Route, StagePlacement
 from flexpipe.planning import costs_under
 from flexpipe.policies.types import AtomCost
@@ -142,3 +142,35 @@ def test_a_real_models_costs_lead_to_a_route_of_all_its_atoms():
         route = Route(route.epoch + 1, stages)
         route.check(len(program.atoms))
         assert len(stages) == count
+
+
+def copied(route, devices=None, cores=8, taken=None):
+    taken = [stage.device for stage in route.stages] if taken is None else taken
+    return RefactorPlanner(MODEL, devices, None, cores).copy(route, taken_devices=taken)
+
+
+@pytest.mark.parametrize(
+    ("route", "after"),
+    [
+        (serving(7), [(0, 0, 7, "cpu:2"), (1, 7, 14, "cpu:3")]),
+        (serving(kind="cuda"), [(0, 0, 14, "cuda:1")]),
+    ],
+)
+def test_another_replica_has_the_same_cuts_on_the_first_free_devices(route, after):
+    assert shape(copied(route)) == after
+
+
+def test_another_replica_shares_the_cores_with_those_that_are_there():
+    assert [stage.threads for stage in copied(serving(7), cores=8)] == [2, 2]
+
+
+def test_a_replica_that_finds_too_few_free_devices_is_refused():
+    with pytest.raises(RefactorRefusedError, match="2 stages needs as many free devices, and there are 1"):
+        copied(serving(7), devices="cpu:3")
+    with pytest.raises(RefactorRefusedError, match="there are 0"):
+        copied(serving(kind="cuda"), taken=["cuda:0", "cuda:1"])
+
+
+def test_a_shape_that_is_there_already_is_refused_by_a_kind_of_its_own():
+    with pytest.raises(SameShapeRefusedError):
+        plan(serving(7), stages=2)
