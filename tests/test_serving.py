@@ -2,7 +2,6 @@
 
 import json
 import os
-import select
 import signal
 import socket
 import subprocess
@@ -14,7 +13,8 @@ from pathlib import Path
 import httpx
 import openai
 import pytest
-from served import served
+from served import alive, served, wait_gone
+from text_streams import text_streams
 from tiny_checkpoint import write_tiny_checkpoint
 
 pytestmark = pytest.mark.slow
@@ -39,14 +39,6 @@ def flexpipe(*arguments):
     return subprocess.run(
         [sys.executable, "-m", "flexpipe.cli", *arguments], capture_output=True, text=True, check=False
     )
-
-
-def alive(pid):
-    """Whether a process runs; one that has ended and was not waited for does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def test_the_openai_client_streams_and_gets_the_same_text_as_without_streaming(server):
@@ -115,27 +107,46 @@ def test_bad_requests_are_refused_and_the_server_lives_on(server):
     assert httpx.get(f"{server.url}/ready").status_code == 200
 
 
-def test_killing_a_stage_ends_every_stream_with_an_error_and_a_new_epoch_follows(checkpoint, tmp_path):
-    with served(checkpoint, "--stages", "3", log_folder=tmp_path) as server:
-        request = {"model": "tiny", "prompt": "a b c", "max_tokens": 480, "stream": True, "ignore_eos": True}
-        streams = [httpx.Client() for _ in range(3)]
-        responses = [
-            client.send(client.build_request("POST", f"{server.url}/v1/completions", json=request), stream=True)
-            for client in streams
-        ]
-        lines = [response.iter_lines() for response in responses]
-        for each in lines:
-            next(each)
-        os.kill(server.pids()[1], signal.SIGKILL)
-        endings = [[line for line in each if line][-1] for each in lines]
-        for client in streams:
-            client.close()
-        assert all("error" in json.loads(ending.removeprefix("data: ")) for ending in endings)
-        noticed = [json.loads(line) for line in (tmp_path / "daemon.jsonl").read_text().splitlines()]
-        assert any(event["event"] == "pipeline_down" for event in noticed)
-        while not httpx.get(f"{server.url}/ready").json()["ready"]:
-            pass
+def test_streams_outlive_a_killed_stage_and_give_the_text_of_an_undisturbed_run(checkpoint, tmp_path):
+    request = {"prompt": "a b c", "max_tokens": 300}
+    with served(checkpoint, "--stages", "3", "--deterministic", "--step-tokens", "8", log_folder=tmp_path) as server:
+        with text_streams(server.url, [request]) as streams:
+            undisturbed = streams.texts()
+        with text_streams(server.url, [request] * 3) as streams:
+            streams.wait_flowing()
+            killed = server.pids()[1]
+            os.kill(killed, signal.SIGKILL)
+            while server.is_ready():
+                pass
+            assert streams.flowing() == 3
+            assert streams.texts() == undisturbed * 3
+        server.wait_ready()
         assert server.status()["epoch"] == 2
+        assert killed not in server.pids()
+        noticed = [event["event"] for event in server.events("pipeline_up", "pipeline_interrupted", "pipeline_down")]
+    assert noticed == ["pipeline_up", "pipeline_interrupted", "pipeline_up"]
+
+
+def test_a_request_that_comes_while_a_stage_is_missing_waits_for_it(checkpoint, tmp_path):
+    with served(checkpoint, "--stages", "2", log_folder=tmp_path) as server, client_of(server) as client:
+        ask = {"model": "tiny", "prompt": "a b c", "max_tokens": 8, "temperature": 0}
+        before = client.completions.create(**ask).choices[0].text
+        os.kill(server.pids()[0], signal.SIGKILL)
+        while server.is_ready():
+            pass
+        assert client.completions.create(**ask).choices[0].text == before
+
+
+def test_a_stream_that_the_drain_cuts_off_ends_with_an_error_and_no_done(checkpoint, tmp_path):
+    request = {"model": "tiny", "prompt": "a b c", "max_tokens": 480, "stream": True, "ignore_eos": True}
+    with served(checkpoint, "--stages", "2", "--drain", "0", log_folder=tmp_path) as server:
+        with httpx.stream("POST", f"{server.url}/v1/completions", json=request) as response:
+            lines = response.iter_lines()
+            next(lines)
+            server.process.send_signal(signal.SIGTERM)
+            ending = [line for line in lines if line][-1]
+        server.process.wait(60)
+    assert "error" in json.loads(ending.removeprefix("data: "))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
@@ -159,18 +170,10 @@ def test_a_signal_drains_and_leaves_nothing_behind(checkpoint, tmp_path, number)
 def test_stages_do_not_outlive_a_killed_daemon(checkpoint, tmp_path):
     with served(checkpoint, "--stages", "2", log_folder=tmp_path) as server:
         pids = server.pids()
-        watched = [os.pidfd_open(pid) for pid in pids]
         server.process.kill()
         server.process.wait()
-        for descriptor in watched:
-            _wait_gone(descriptor)
-    assert not any(alive(pid) for pid in pids)
-
-
-def _wait_gone(descriptor):
-    readable, _, _ = select.select([descriptor], [], [], 30)
-    os.close(descriptor)
-    assert readable
+        for pid in pids:
+            wait_gone(pid)
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,9 @@ CORPUS = (
 )
 
 
-def write_tiny_checkpoint(folder: Path, *, layers: int = 4, seed: int = 0) -> Path:
+def write_tiny_checkpoint(
+    folder: Path, *, layers: int = 4, seed: int = 0, context_tokens: int = CONTEXT_TOKENS
+) -> Path:
     """Write the model into ``folder`` (made if missing) and return it; the same arguments give the same bytes."""
     folder.mkdir(parents=True, exist_ok=True)
     train_tiny_tokenizer().save(str(folder / "tokenizer.json"))
@@ -52,7 +54,7 @@ def write_tiny_checkpoint(folder: Path, *, layers: int = 4, seed: int = 0) -> Pa
         },
     )
     write_json(folder / "generation_config.json", {"bos_token_id": 0, "eos_token_id": [2]})
-    write_json(folder / "config.json", tiny_config(layers))
+    write_json(folder / "config.json", tiny_config(layers, context_tokens))
     save_file(random_weights(layers, seed), folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 
@@ -73,7 +75,7 @@ def train_tiny_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def tiny_config(layers: int) -> dict[str, object]:
+def tiny_config(layers: int, context_tokens: int = CONTEXT_TOKENS) -> dict[str, object]:
     """The model's config.json."""
     return {
         "architectures": ["LlamaForCausalLM"],
@@ -86,7 +88,7 @@ def tiny_config(layers: int) -> dict[str, object]:
         "num_key_value_heads": KV_HEADS,
         "head_dim": HEAD_DIM,
         "hidden_act": "silu",
-        "max_position_embeddings": CONTEXT_TOKENS,
+        "max_position_embeddings": context_tokens,
         "rms_norm_eps": 1e-05,
         "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
         "attention_bias": False,
