@@ -61,8 +61,13 @@ class ActivationSender:
         await self._bulk.send(ACTIVATION.encode(msgspec.structs.replace(header, slot=slot.slot)), slot)
 
     def close(self) -> None:
-        """Give the ring's memory up; the link closes with its transport."""
+        """Give the ring's memory up. Idempotent."""
         self._bulk.close()
+
+    async def aclose(self) -> None:
+        """Close the link, too. Idempotent."""
+        self.close()
+        await self._bulk.link.aclose()
 
 
 class ActivationReceiver:
@@ -91,5 +96,10 @@ class ActivationReceiver:
         self._bulk.release(slot)
 
     def close(self) -> None:
-        """Give the ring's memory up; the link closes with its transport."""
+        """Give the ring's memory up. Idempotent."""
         self._bulk.close()
+
+    async def aclose(self) -> None:
+        """Close the link, too. Idempotent."""
+        self.close()
+        await self._bulk.link.aclose()

@@ -22,10 +22,12 @@ from .change_room import blocks_of, refusal
 from .coordinator_events import (
     AskRoom,
     Begun,
+    BringUp,
     Instruction,
     Journaled,
     LimitBlocks,
     RoomKnown,
+    SwitchOver,
     TellWorker,
     ToWorker,
     WriteJournal,
@@ -168,6 +170,13 @@ class ChangeMachine:
         """Go on to a phase in which workers have to answer, and tell them what to do."""
         self.change.go_on(cause)
         return [self._told(), *self.resend()]
+
+    def cut_over(self) -> Instruction:
+        """What the scheduler is to be told once the commit is on disk."""
+        change = self.change
+        if change.base is None:
+            return BringUp(change.route, change.kv_blocks)
+        return SwitchOver(change.route, change.leaving, change.kv_blocks, change.strategy == "recompute")
 
     def resume(self) -> list[Instruction]:
         """Go on at the cut, in the place of a coordinator that ended after its decision: ask who is past it."""

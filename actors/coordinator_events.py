@@ -34,6 +34,10 @@ FromWorker = (
 )
 
 
+class CoordinatorError(Exception):
+    """An event that cannot come in this state: our bug. Nothing was changed."""
+
+
 class PipelineState(enum.Enum):
     """Where the pipeline is in its life."""
 

@@ -22,10 +22,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from .change import IRREVOCABLE, Change, ChangePhase
-from .change_machine import OUTWARD, ChangeMachine, Failure, Milestone, Step
+from .change_machine import ChangeMachine, Failure, Milestone, Step
 from .coordinator_events import (
     PIPELINE_TRANSITIONS,
-    BringUp,
+    CoordinatorError,
     Ended,
     Event,
     Finish,
@@ -39,7 +39,6 @@ from .coordinator_events import (
     SetTimer,
     Start,
     Stop,
-    SwitchOver,
     TakeDown,
     TellWorker,
     TimerFired,
@@ -55,10 +54,6 @@ from .refactor import RefactorRefusedError
 from .roster import Roster
 from .route import STRATEGIES, Route, RouteError, StagePlacement
 from .takeover import forget_undecided, take_over
-
-
-class CoordinatorError(Exception):
-    """An event that cannot come in this state: our bug. Nothing was changed."""
 
 
 class CoordinatorMachine:
@@ -103,21 +98,6 @@ class CoordinatorMachine:
         """The epoch that is being made."""
         return self._making.change if self._making is not None else None
 
-    @property
-    def next_worker(self) -> int:
-        """The number of the next worker; none below it is used again."""
-        return self.roster.next_worker
-
-    def worker_state(self, worker: int) -> str:
-        """One word for people."""
-        if worker not in self.roster:
-            return "gone"
-        if self.state is PipelineState.SERVING:
-            return "serving"
-        if not self.roster.is_up[worker] or self.change is None:
-            return "starting"
-        return {"load": "loading", "copy": "opening"}.get(OUTWARD[self.change.phase], "loaded")
-
     def check_changeable(self) -> None:
         """Raise `RefactorRefusedError` unless a change may begin now."""
         if self.state is not PipelineState.SERVING:
@@ -157,7 +137,7 @@ class CoordinatorMachine:
             return found.instructions
         making = self._make(found.unfinished)
         timers = [self._timer_of("resend", self.limits.resend_s), self._timer_of("switch", self.limits.switch_s_max)]
-        crossing = [self._cut_over(found.unfinished), *timers, *making.resume()]
+        crossing = [making.cut_over(), *timers, *making.resume()]
         return [*found.instructions, *crossing]
 
     # --- beginning a change ---
@@ -244,7 +224,7 @@ class CoordinatorMachine:
     def _committed(self, making: ChangeMachine) -> list[Instruction]:
         """The point of no return: the new route is the one that counts."""
         change = making.change
-        cut_over = self._cut_over(change)
+        cut_over = making.cut_over()
         self.route, self.kv_blocks = change.route, change.kv_blocks
         self._wanted = change.route.stages
         told = {worker: facts for worker in change.route.workers if (facts := change.facts(worker)) is not None}
@@ -256,11 +236,6 @@ class CoordinatorMachine:
             self._go("cut")
             self.reason = ""
         return [cut_over, *making.cross(), self._timer_of("switch", self.limits.switch_s_max)]
-
-    def _cut_over(self, change: Change) -> Instruction:
-        if change.base is None:
-            return BringUp(change.route, change.kv_blocks)
-        return SwitchOver(change.route, change.leaving, change.kv_blocks, change.strategy == "recompute")
 
     def _release(self, making: ChangeMachine) -> list[Instruction]:
         leaving = making.change.leaving
@@ -308,9 +283,8 @@ class CoordinatorMachine:
 
     def _give_way(self, change: Change, sentence: str) -> list[Instruction]:
         """End a change that a recovery overtakes. Workers discard what they made for it when they hear of a newer epoch."""
-        wanted = {stage.worker for stage in self._wanted}
-        strays = [worker for worker in self.roster.is_up if worker not in wanted]
-        retired = self.roster.retire(strays, kill=True, reason=f"epoch {change.epoch} will not be")
+        strays = set(self.roster.is_up) - {stage.worker for stage in self._wanted}
+        retired = self.roster.retire(sorted(strays), kill=True, reason=f"epoch {change.epoch} will not be")
         if change.phase in IRREVOCABLE:
             return [*retired, Ended(change.epoch, "recovered", sentence, change.preempted)]
         abort = Abort(change.epoch, sentence)

@@ -18,6 +18,8 @@ from .messages import Open, StepResult
 from .sampling_ledger import SamplingLedger
 from .stage_events import ActivationArrived, Emit
 
+FAREWELL_S_MAX = 1.0
+"""How long saying goodbye to a neighbour may take."""
 OUTPUTS_WAITING_MAX = 4
 """Finished steps whose output may wait for the next stage before this one stops computing."""
 
@@ -95,10 +97,17 @@ class EpochLinks:
             self.upstream.release(self.slots.pop(step))
 
     def close(self) -> None:
-        """End every task of this epoch and give its memory up; links end with their transport or their peers."""
+        """End every task of this epoch and give its memory up; the links close as its last task ends."""
         self.scope.cancel()
         if self.handoff is not None:
             self.handoff.close()
         for neighbour in (self.upstream, self.downstream):
             if neighbour is not None:
                 neighbour.close()
+
+    async def aclose(self) -> None:
+        """Close the links to the neighbours."""
+        with trio.move_on_after(FAREWELL_S_MAX, shield=True):
+            for neighbour in (self.upstream, self.downstream):
+                if neighbour is not None:
+                    await neighbour.aclose()

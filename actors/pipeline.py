@@ -8,9 +8,11 @@ from contextlib import AbstractAsyncContextManager
 import msgspec
 import trio
 
+from .change_machine import OUTWARD
 from .change_watch import ChangeWatch
 from .coordinator import Coordinator
 from .coordinator_events import Finish, PipelineState, Refactor
+from .coordinator_machine import CoordinatorMachine
 from .generation import GenerationRequest, ModelFacts, PipelineStatus, ReplicaStatus, StageStatus, TokenEvent
 from .route import Route
 from .scheduler import Scheduler
@@ -109,7 +111,7 @@ class Pipeline:
     @property
     def next_worker(self) -> int:
         """The number of its next worker."""
-        return self._coordinator.machine.next_worker
+        return self._coordinator.machine.roster.next_worker
 
     def devices(self) -> frozenset[str]:
         """Those that it uses or is about to: of its stages, of stages in the making, and of processes that have not ended."""
@@ -147,7 +149,7 @@ class Pipeline:
             replica=self.replica,
             stage=stage,
             worker=worker,
-            state=machine.worker_state(worker),
+            state=_worker_state(machine, worker),
             pid=self._pool.pid(worker),
             device=placement.device,
             epoch=machine.epoch,
@@ -165,3 +167,14 @@ class Pipeline:
             kv_pages_used=counts.kv_blocks_used,
             kv_pages_free=counts.kv_blocks - counts.kv_blocks_used,
         )
+
+
+def _worker_state(machine: CoordinatorMachine, worker: int) -> str:
+    """One word for people."""
+    if worker not in machine.roster:
+        return "gone"
+    if machine.state is PipelineState.SERVING:
+        return "serving"
+    if not machine.roster.is_up[worker] or machine.change is None:
+        return "starting"
+    return {"load": "loading", "copy": "opening"}.get(OUTWARD[machine.change.phase], "loaded")

@@ -188,6 +188,11 @@ class StageActor:
                 self._start(self._load, prepare)
             case OpenEpoch(opened, stage):
                 links = self._epochs[opened.epoch] = EpochLinks(opened.epoch, self._threads_of.pop(opened.epoch, 0))
+                if opened.transfers:
+                    # Now: what steps write from here on is newer than the blocks that `opened` calls live.
+                    links.handoff = Handoff(
+                        opened, self._worker, self._engine, self.pages, self, self._log, self._handoff_limits
+                    )
                 self._start(self._live_epoch, links, opened, stage)
             case CutHandoff(cut):
                 handoff = self._epochs[cut.epoch].handoff
@@ -227,30 +232,33 @@ class StageActor:
 
     async def _live_epoch(self, links: EpochLinks, opened: Open, stage: int) -> None:
         """Open an epoch's links and keep them until they are closed."""
-        with links.scope:
-            try:
-                kv_bytes = await self._engine.reserve(opened.kv_blocks) if stage >= 0 else 0
-            except EngineError as error:
-                await self._epoch_failed(opened.epoch, str(error))
+        try:
+            with links.scope:
+                await self._open_epoch(links, opened, stage)
+        finally:
+            await links.aclose()
+
+    async def _open_epoch(self, links: EpochLinks, opened: Open, stage: int) -> None:
+        try:
+            kv_bytes = await self._engine.reserve(opened.kv_blocks) if stage >= 0 else 0
+        except EngineError as error:
+            await self._epoch_failed(opened.epoch, str(error))
+            return
+        await links.open_activations(opened, self._transport, stage, self._step_tokens_max)
+        transfers = len(opened.transfers)
+        self._log.emit(
+            "worker_opened", epoch=opened.epoch, stage=stage, kv_blocks=opened.kv_blocks, transfers=transfers
+        )
+        self._kv_bytes = kv_bytes
+        async with trio.open_nursery() as nursery:
+            if links.upstream is not None:
+                nursery.start_soon(self._guard, links.receive, self._handle, self._log)
+            nursery.start_soon(self._guard, links.send_outputs, self._tell, self._log)
+            if links.handoff is None:
+                await self.handoff_voted(opened.epoch)
                 return
-            await links.open_activations(opened, self._transport, stage, self._step_tokens_max)
-            transfers = len(opened.transfers)
-            self._log.emit(
-                "worker_opened", epoch=opened.epoch, stage=stage, kv_blocks=opened.kv_blocks, transfers=transfers
-            )
-            self._kv_bytes = kv_bytes
-            async with trio.open_nursery() as nursery:
-                if links.upstream is not None:
-                    nursery.start_soon(self._guard, links.receive, self._handle, self._log)
-                nursery.start_soon(self._guard, links.send_outputs, self._tell, self._log)
-                if not opened.transfers:
-                    await self.handoff_voted(opened.epoch)
-                    return
-                links.handoff = Handoff(
-                    opened, self._worker, self._engine, self.pages, self, self._log, self._handoff_limits
-                )
-                await links.handoff.open(self._transport)
-                await links.handoff.run()
+            await links.handoff.open(self._transport)
+            await links.handoff.run()
 
     # --- told by the handoff of an epoch ---
 

@@ -223,7 +223,7 @@ class World:
         machine = coordinator.machine
         if reshape.strategy == "restart":
             self.checks.severe = True
-        stages = _stages(reshape, machine.route.stages, machine.next_worker, self.scenario.model.atoms)
+        stages = _stages(reshape, machine.route.stages, machine.roster.next_worker, self.scenario.model.atoms)
         try:
             coordinator.refactor(Refactor(machine.epoch, stages, reshape.strategy, reshape.allow_preempt))
         except RefactorRefusedError:

@@ -4,7 +4,7 @@ import flexpipe.actors.coordinator_events as c
 import pytest
 from flexpipe.actors.change import ChangePhase
 from flexpipe.actors.coordinator_events import PipelineState
-from flexpipe.actors.coordinator_machine import CoordinatorError
+from flexpipe.actors.coordinator_events import CoordinatorError
 from flexpipe.actors.messages import HandoffFailed, Loaded, Open, Prepare, StageFailed
 from flexpipe.actors.pipeline_spec import CoordinatorLimits
 from flexpipe.actors.refactor import RefactorRefusedError
@@ -149,7 +149,7 @@ def test_before_the_decision_a_failure_is_an_abort_that_the_old_stages_do_not_no
     assert told_scheduler == []
     assert house.journal.committed.epoch == 1
     assert set(house.inbox) == {OLD_ONLY, BOTH}
-    house.refactor((4,), (BOTH, house.machine.next_worker))
+    house.refactor((4,), (BOTH, house.machine.roster.next_worker))
     house.settle()
     check_serving(house, 3, (BOTH, 3))
 
@@ -162,7 +162,7 @@ def test_before_the_decision_the_loss_of_a_serving_worker_aborts_and_restores_th
     assert house.ended[2].reason == "aborted"
     assert house.scheduler_epoch == -1
     recover(house)
-    replaced = {0: 0, 1: 1, worker: house.machine.next_worker - 1}
+    replaced = {0: 0, 1: 1, worker: house.machine.roster.next_worker - 1}
     check_serving(house, 3, (replaced[0], replaced[1]))
     assert [stage.first_atom for stage in house.machine.route.stages] == [0, 6]
 
@@ -328,7 +328,7 @@ def test_a_plan_without_a_decision_is_taken_back_by_the_next_coordinator(phase):
     house.settle()
     check_serving(house, 1, (0, 1))
     assert ("aborted", 2) in house.records
-    house.refactor((4,), (BOTH, house.machine.next_worker))
+    house.refactor((4,), (BOTH, house.machine.roster.next_worker))
     house.settle()
     check_serving(house, 3, (BOTH, 3))
 

@@ -85,7 +85,7 @@ class ModelledPipeline:
 
     def fresh_workers(self, count):
         """Ids for new workers."""
-        return tuple(itertools.islice(itertools.count(self.machine.next_worker), count))
+        return tuple(itertools.islice(itertools.count(self.machine.roster.next_worker), count))
 
 
 class ModelledFactory:
