@@ -3,8 +3,7 @@
 import flexpipe.actors.coordinator_events as c
 import pytest
 from flexpipe.actors.change import ChangePhase
-from flexpipe.actors.coordinator_events import PipelineState
-from flexpipe.actors.coordinator_events import CoordinatorError
+from flexpipe.actors.coordinator_events import CoordinatorError, PipelineState
 from flexpipe.actors.messages import HandoffFailed, Loaded, Open, Prepare, StageFailed
 from flexpipe.actors.pipeline_spec import CoordinatorLimits
 from flexpipe.actors.refactor import RefactorRefusedError
