@@ -365,6 +365,37 @@ def bench_pipeline(
     return pipeline_command(model, concurrency, rounds, as_json=json)
 
 
+@bench.command(name="refactor")
+def bench_refactor(
+    model: str = DEFAULT_MODEL,
+    /,
+    *,
+    rounds: int = 3,
+    contexts: str = "256,1024,4096",
+    plot: Path | None = None,
+    json: AsJson = False,
+) -> int:
+    """What refactoring costs eight running streams: pauses, slower tokens, wrong tokens, by each strategy along 2→4→3→6→1.
+
+    Takes about five minutes a round, and as long again for the contexts; nothing else should run meanwhile.
+
+    For example:
+
+        flexpipe bench refactor --rounds 1 --plot plots
+        flexpipe bench refactor --contexts 256,1024 --json
+
+    Args:
+        model: Model to measure.
+        rounds: Times that the strategies take turns.
+        contexts: Tokens of context under which a split and a merge are measured too, as 256,1024,4096.
+        plot: Folder to write plots to, as PNG; needs the extra `bench`.
+        json: Print facts as JSON, for machines.
+    """
+    from .commands.bench import refactor_command
+
+    return refactor_command(model, rounds, contexts, plot, as_json=json)
+
+
 def main() -> None:
     """Run the command that the arguments name; a known error is one sentence on stderr, and exit code 1, or 2 for misuse."""
     from .commands.console import err

@@ -178,18 +178,22 @@ async def _give(shape: Shape, folder: str) -> dict[int, dict[str, list[float]]]:
     return took
 
 
-def bench(shape: Shape) -> None:
-    """Measure and print a line for each size of a run."""
+def measured(shape: Shape) -> dict[int, dict[str, list[float]]]:
+    """Seconds of every round of what `MEASURED` names, by size of a run."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         acquirer = multiprocessing.get_context("spawn").Process(target=_acquirer_process, args=(shape, folder))
         acquirer.start()
         try:
-            took = trio.run(_give, shape, folder)
+            return trio.run(_give, shape, folder)
         finally:
             acquirer.join(5)
             acquirer.kill()
-    for run_bytes, seconds in took.items():
+
+
+def bench(shape: Shape) -> None:
+    """Measure and print a line for each size of a run."""
+    for run_bytes, seconds in measured(shape).items():
         best = {name: shape.round_bytes / min(seconds[name]) / 1e9 for name in MEASURED}
         median = statistics.median(seconds["memcpy"]) / statistics.median(seconds["handoff"])
         print(

@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from ..actors.config import ConfigError
 from .console import err, out, size
 
 
@@ -45,6 +52,70 @@ def pipeline_command(model: str, concurrency: Sequence[int], rounds: int, *, as_
         weights = ", ".join(f"{size(s['weight_bytes'])} of weights in {size(s['peak_rss_bytes'])}" for s in stages)
         out.print(f"  {name}: {weights}", highlight=False, soft_wrap=True)
     return 0
+
+
+def refactor_command(model: str, rounds: int, contexts: str, plot: Path | None, *, as_json: bool) -> int:
+    """What refactoring costs running streams, by each strategy; the exit code.
+
+    Raises `ConfigError` where ``contexts`` are no token counts, `PlotLibraryError` where there is nothing to plot with.
+    """
+    from ..bench import refactor, refactor_plots
+
+    plan = refactor.Plan(rounds=rounds, contexts=_token_counts(contexts))
+    if plot is not None:
+        refactor_plots.require_plot_library()
+    with _sessions() as report:
+        result = refactor.run(model, plan, report)
+    drawn = refactor_plots.draw(result, plot) if plot is not None else []
+    if as_json:
+        print(json.dumps(result, indent=2))
+    else:
+        _print_refactor(result)
+    for path in drawn:
+        _note(f"drawn: {path}")
+    return 0
+
+
+def _token_counts(text: str) -> tuple[int, ...]:
+    """Contexts as "256,1024"; none where the text is empty."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise ConfigError(f"contexts is {text!r}; write token counts, as 256,1024,4096")
+    return tuple(sorted({int(part) for part in parts}))
+
+
+@contextmanager
+def _sessions() -> Iterator[Callable[[str, int, int], None]]:
+    """One bar over all servers that a bench starts, with what the present one is for."""
+    columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=err, transient=True) as display:
+        bar = display.add_task("")
+
+        def report(line: str, done: int, total: int) -> None:
+            display.update(bar, description=line, completed=done, total=total)
+
+        yield report
+
+
+def _print_refactor(result: Mapping[str, Any]) -> None:
+    from ..bench.refactor_words import change_rows, context_rows, sentences
+
+    for rows in (change_rows(result), context_rows(result)):
+        if len(rows) > 1:
+            out.print(_table(rows))
+            out.print()
+    for line in sentences(result):
+        out.print(line, highlight=False, soft_wrap=True)
+
+
+def _table(rows: Sequence[Sequence[str]]) -> Table:
+    """The first row names the columns."""
+    table = Table(box=None, header_style="bold", padding=(0, 1), pad_edge=False)
+    for number, name in enumerate(rows[0]):
+        table.add_column(name, justify="right" if number else "left", no_wrap=True)
+    for row in rows[1:]:
+        table.add_row(*row)
+    return table
 
 
 def _note(line: str) -> None:
