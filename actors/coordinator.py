@@ -133,9 +133,9 @@ class Coordinator:
         """Ask for a graceful end; `run` returns when it is done."""
         self.handle(Stop())
 
-    def watch_start(self) -> ChangeWatch:
-        """Watch the first epoch come up. To be called before `run`."""
-        self._watch = ChangeWatch(self._scheduler.times, self._scheduler.counts)
+    def watch_start(self, times: TokenTimes) -> ChangeWatch:
+        """Watch the first epoch come up, and what it does to the requests of ``times``. To be called before `run`."""
+        self._watch = ChangeWatch(times, self._scheduler.counts)
         return self._watch
 
     def refactor(self, change: Refactor) -> ChangeWatch:

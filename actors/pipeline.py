@@ -17,6 +17,7 @@ from .generation import GenerationRequest, ModelFacts, PipelineStatus, ReplicaSt
 from .route import Route
 from .scheduler import Scheduler
 from .scheduler_machine import SchedulerCounts
+from .token_times import TokenTimes
 from .worker_pool import WorkerPool
 
 _TAKES_NO_REQUESTS = frozenset({PipelineState.FAILED, PipelineState.STOPPING, PipelineState.STOPPED})
@@ -57,9 +58,9 @@ class Pipeline:
         if self._is_coordinating:
             self._coordinator.stop()
 
-    def watch_start(self) -> ChangeWatch:
-        """Watch it come up. To be called before `run`."""
-        return self._coordinator.watch_start()
+    def watch_start(self, beside: Pipeline | None) -> ChangeWatch:
+        """Watch it come up, and what that does to the requests of the one ``beside``. To be called before `run`."""
+        return self._coordinator.watch_start((beside or self).times)
 
     def check_changeable(self) -> None:
         """Raise `RefactorRefusedError` unless a change may begin now."""
@@ -97,6 +98,11 @@ class Pipeline:
     def work_tokens(self) -> int:
         """See `Scheduler.work_tokens`."""
         return self._scheduler.work_tokens
+
+    @property
+    def times(self) -> TokenTimes:
+        """When its requests' tokens left."""
+        return self._scheduler.times
 
     @property
     def counts(self) -> SchedulerCounts:

@@ -62,9 +62,9 @@ class Pauses(msgspec.Struct, frozen=True):
 class RefactorReport(msgspec.Struct, frozen=True, tag="report", tag_field="kind"):
     """How a refactoring went. ``phase_ms`` has an entry per phase gone through.
 
-    It is about one ``replica`` that was changed, started (no KV moves then), or retired (its ``stages`` are empty, ``cut_step`` is
-    -1, and requests that it did not finish are "reprefilled" elsewhere). Where several were, ``earlier`` has the reports of
-    those before it.
+    It is about one ``replica`` that was changed, started (no KV moves then, and ``pauses`` and ``tpot`` are those of the oldest
+    replica meanwhile), or retired (its ``stages`` are empty, ``cut_step`` is -1, and requests that it did not finish are
+    "reprefilled" elsewhere). Where several were, ``earlier`` has the reports of those before it.
 
     The ``tpot`` fields hold medians of the inter-token gap: in the 30 s before, while workers started and weights were loaded,
     and while pages were copied; None where no token fell into the phase.

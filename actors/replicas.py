@@ -45,11 +45,11 @@ class ReplicaFactory(Protocol):
 
 
 class Replica:
-    """One pipeline among others. ``watch`` tells how it comes up."""
+    """One pipeline among others. ``watch`` tells how it comes up, and what that costs the requests of the oldest."""
 
-    def __init__(self, pipeline: Pipeline) -> None:
+    def __init__(self, pipeline: Pipeline, oldest: Pipeline | None) -> None:
         self.pipeline = pipeline
-        self.watch: ChangeWatch = pipeline.watch_start()
+        self.watch: ChangeWatch = pipeline.watch_start(oldest)
         self.is_retiring = False
         self.ended = trio.Event()
 
@@ -179,6 +179,8 @@ class Replicas:
 
     async def remove(self, replica: Replica) -> None:
         """End a replica; others go on with the requests that it has. Returns when no process of it is left."""
+        if replica.ended.is_set():
+            return
         replica.is_retiring = True
         counts = replica.pipeline.counts
         self._log.emit("replica_retired", replica=replica.number, handed_over=counts.running + counts.waiting)
@@ -189,7 +191,8 @@ class Replicas:
         self, number: int, stages: tuple[StagePlacement, ...], *, task_status: trio.TaskStatus[Replica]
     ) -> None:
         async with self._factory.open(number, stages) as pipeline:
-            replica = self._replicas[number] = Replica(pipeline)
+            oldest = next((other.pipeline for other in self._replicas.values()), None)
+            replica = self._replicas[number] = Replica(pipeline, oldest)
             self._log.emit("replica_started", replica=number, stages=len(stages))
             if self._is_stopping:
                 pipeline.stop()

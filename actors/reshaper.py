@@ -85,6 +85,8 @@ class Reshaper:
     async def refactor(self, request: RefactorRequest) -> AsyncGenerator[RefactorEvent, None]:
         """See `Refactorer.refactor`."""
         if self._undertaking is not None:
+            for replica in self._replicas.present:
+                replica.pipeline.check_changeable()  # which says more
             raise RefactorRefusedError("another change is still under way; try again when it is done")
         assert self._nursery is not None
         undertaking = self._undertaking = _Undertaking()

@@ -85,9 +85,11 @@ async def test_a_second_replica_comes_up_beside_the_first_and_takes_new_requests
         async with trio.open_nursery() as nursery:
             streams = Streams(world, nursery)
             await streams.start(4, tokens=100)
+            await world.until(lambda: min(map(len, streams.tokens.values())) > 10)
             *progress, report = await world.told(RefactorRequest(replicas=2))
             assert isinstance(report, RefactorReport), report
             assert (report.deed, report.replica, report.kv_sent_bytes) == ("started", 1, 0)
+            assert report.pauses.requests == 4
             assert {event.replica for event in progress} == {1}
             assert [*dict.fromkeys(event.phase for event in progress)] == [
                 "plan", "load", "copy", "commit", "switch", "release",
