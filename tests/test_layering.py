@@ -46,6 +46,7 @@ OURS = {
         "daemon",
         "planning",
         "preparation",
+        "sim",
     ),
 }
 # Third-party and standard modules that a folder must never import, at whatever depth.

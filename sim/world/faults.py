@@ -181,9 +181,9 @@ class Faults:
                 return [*old, *new]
 
     def _is_severe(self, worker: int) -> bool:
-        """Before the decision is being written down, only the loss of a worker that serves may be felt."""
+        """Before anybody can have voted, only the loss of a worker that serves may be felt."""
         old, _ = self._world.routes()
-        return worker in old or self._world.phase() not in ("load", "copy", "plan")
+        return worker in old or self._world.phase() not in ("plan", "load")
 
     # --- strikes ---
 
