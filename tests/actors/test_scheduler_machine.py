@@ -230,6 +230,21 @@ def test_cancelling_a_request_in_a_step_waits_for_the_step_and_frees_its_blocks(
     assert harness.machine.counts().kv_blocks_used == 0
 
 
+def test_a_request_that_another_scheduler_gave_away_goes_on_from_its_tokens_past_a_full_queue():
+    harness = Harness(limits=SchedulerLimits(queue_requests_max=1, running_requests_max=1))
+    harness.submit(0, [5, 6], max_tokens=3)
+    harness.submit(1, [7], max_tokens=3)
+    params = SamplingParams(seed=3, presence_penalty=1.0)
+    whole = expected_tokens(MODEL, [1, 2, 3], params, 9)
+    harness.tokens[2] = whole[:4]
+    harness.handle(Submit(2, GenerationRequest((1, 2, 3), params, 9), tuple(whole[:4])))
+    harness.submit(3, [8], max_tokens=3)
+    assert harness.failed == {3: "overloaded"}
+    harness.run_all()
+    assert harness.tokens[2] == whole
+    assert harness.finished[2] == "length"
+
+
 def test_cancelling_an_unknown_request_does_nothing():
     harness = Harness()
     assert harness.handle(Cancel(99)) == []
