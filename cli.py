@@ -272,43 +272,12 @@ def doctor(*, json: AsJson = False) -> int:
     return doctor_command(as_json=json)
 
 
-@app.command(config=[])
-def simulate(
-    *,
-    seeds: int = 200,
-    first: int = 0,
-    faults: str = "all",
-    seed: int | None = None,
-    trace: bool = False,
-    mutate: str = "",
-    jobs: int = 1,
-    json: AsJson = False,
-) -> int:
-    """Run histories of a simulated pipeline under faults, and check the promises that the real one makes.
-
-    Examples:
-        flexpipe simulate --seeds 2000 --faults all --jobs 2
-        flexpipe simulate --seed 342 --trace
-        flexpipe simulate --mutate all --seeds 1000
-
-    Args:
-        seeds: How many histories; each is drawn from its seed.
-        first: The first seed.
-        faults: Kinds of fault by comma, as crash,partition,disk-full; all; or none.
-        seed: Replay this one history.
-        trace: With --seed, print the history's event log.
-        mutate: Plant this bug, or all in turn, and say at which seed which rule shows it.
-        jobs: Processes to share the work.
-        json: Print facts as JSON, for machines.
-    """
-    from .commands.simulate import mutate_command, seed_command, seeds_command
-
-    if seed is not None:
-        return seed_command(seed, faults, mutate, trace=trace, as_json=json)
-    if mutate:
-        return mutate_command(mutate, seeds, faults, jobs, as_json=json)
-    return seeds_command(seeds, first, faults, jobs, as_json=json)
-
+app.command(
+    f"{__package__}.commands.simulate:simulate",
+    help="Run histories of a simulated pipeline under faults, and check the promises that the real one makes.",
+    help_epilogue="For example: flexpipe simulate --seeds 2000 --jobs 2, flexpipe simulate --seed 342 --trace",
+    config=[],
+)
 
 bench = App(name="bench", help="Measure speed on this machine; compare figures of one run only.")
 app.command(bench)

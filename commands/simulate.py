@@ -8,7 +8,9 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
+from typing import Annotated
 
+from cyclopts import Parameter
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -18,8 +20,45 @@ from ..sim.world.mutations import MUTATIONS
 from ..sim.world.scenario import FAULTS, PHASES
 from .console import err, out
 
+AsJson = Annotated[bool, Parameter(negative="", help="Print facts as JSON, for machines.")]
 SEEDS_PER_TASK = 20
 """Seeds that a process takes at once: a second or so."""
+
+
+def simulate(
+    *,
+    seeds: int = 200,
+    first: int = 0,
+    faults: str = "all",
+    seed: int | None = None,
+    trace: bool = False,
+    mutate: str = "",
+    jobs: int = 1,
+    json: AsJson = False,
+) -> int:
+    """Run histories of a simulated pipeline under faults, and check the promises that the real one makes.
+
+    For example:
+
+        flexpipe simulate --seeds 2000 --faults all --jobs 2
+        flexpipe simulate --seed 342 --trace
+        flexpipe simulate --mutate all --seeds 1000
+
+    Args:
+        seeds: How many histories; each is drawn from its seed.
+        first: The first seed.
+        faults: Kinds of fault by comma, as crash,partition,disk-full; all; or none.
+        seed: Replay this one history.
+        trace: With --seed, print the history's event log.
+        mutate: Plant this bug, or all in turn, and say at which seed which rule shows it.
+        jobs: Processes to share the work.
+        json: Print facts as JSON, for machines.
+    """
+    if seed is not None:
+        return seed_command(seed, faults, mutate, trace=trace, as_json=json)
+    if mutate:
+        return mutate_command(mutate, seeds, faults, jobs, as_json=json)
+    return seeds_command(seeds, first, faults, jobs, as_json=json)
 
 
 def seeds_command(seeds: int, first: int, faults: str, jobs: int, *, as_json: bool) -> int:
