@@ -27,25 +27,31 @@ UNKNOWN_EXIT = 255
 
 
 class HostProcess:
-    """A worker's process as the pool sees it. It is the fork server's child."""
+    """A worker's process as the pool sees it. It is the fork server's child, and may have ended before we hear of it."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
-        self._handle = os.pidfd_open(pid)
+        self._handle: int | None = None
+        with suppress(ProcessLookupError):
+            self._handle = os.pidfd_open(pid)
         self._code: int | None = None
         self._reaped = trio.Event()
 
     async def wait(self) -> int:
         """Wait for its end; the exit code, negative for a signal."""
-        await trio.lowlevel.wait_readable(self._handle)
+        if self._handle is not None:
+            await trio.lowlevel.wait_readable(self._handle)
         await self._reaped.wait()
-        os.close(self._handle)
+        if (handle := self._handle) is not None:
+            self._handle = None  # its number may be another process's soon
+            os.close(handle)
         return UNKNOWN_EXIT if self._code is None else self._code
 
     def signal(self, *, kill: bool) -> None:
         """SIGTERM or SIGKILL; nothing where it has ended."""
-        with suppress(ProcessLookupError, OSError):
-            signal.pidfd_send_signal(self._handle, signal.SIGKILL if kill else signal.SIGTERM)
+        if self._handle is not None:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._handle, signal.SIGKILL if kill else signal.SIGTERM)
 
     def ended(self, code: int | None) -> None:
         """The fork server reaped it, or cannot any more."""
@@ -105,7 +111,7 @@ class ForkLauncher:
             self._forked[control_address] = sender
             assert self._server is not None
             assert self._server.stdin is not None
-            with suppress(trio.BrokenResourceError):  # it died; the reader says so
+            with suppress(trio.BrokenResourceError, trio.ClosedResourceError):  # it died; the reader says so
                 await self._server.stdin.send_all(msgspec.json.encode(order) + b"\n")
         process = await receiver.receive()
         if process is None:
@@ -125,13 +131,18 @@ class ForkLauncher:
 
     async def _read(self, server: trio.Process) -> None:
         """Hear what became of orders, until the fork server ends."""
+        assert server.stdin is not None
         assert server.stdout is not None
         pending = b""
-        async for data in server.stdout:
-            *lines, pending = (pending + data).split(b"\n")
-            for line in lines:
-                self._hear(msgspec.json.decode(line, type=News))
-        await server.wait()
+        async with server.stdin, server.stdout:
+            try:
+                async for data in server.stdout:
+                    *lines, pending = (pending + data).split(b"\n")
+                    for line in lines:
+                        self._hear(msgspec.json.decode(line, type=News))
+            finally:
+                with trio.CancelScope(shield=True):  # it closed its end, or is killed as its launcher ends
+                    await server.wait()
         if self._server is server:
             self._server = None
         for sender in self._forked.values():
