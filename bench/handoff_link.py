@@ -117,9 +117,12 @@ class Party:
             await self._across.wait()
             if self.handoff.machine.takes:
                 await control.send([b"all here"])
+                await control.receive()  # or the donor might see its link close before its end was sent
+                took_s = time.perf_counter() - began_s
             else:
                 await control.receive()
-            took_s = time.perf_counter() - began_s
+                took_s = time.perf_counter() - began_s
+                await control.send([b"seen"])
             nursery.cancel_scope.cancel()
         self.handoff.close()
         return took_s
