@@ -39,8 +39,8 @@ from .checks import Checks
 class Hand(Protocol):
     """The hand that does harm, as the actors feel it."""
 
-    def copies(self, message: ToWorker | FromWorker, /) -> Sequence[float]:
-        """When to pass a message on, in seconds from now: once at 0.0, never, or several times."""
+    def pass_on(self, message: ToWorker | FromWorker, deliver: Callable[[], None], /) -> None:
+        """Let a message arrive: now, or later, or twice, or never."""
         ...
 
     def happened(self, kind: str, /) -> None:
@@ -119,27 +119,21 @@ class WorldPool(WorkerPool):
 
     def tell(self, worker: int, message: ToWorker) -> None:
         """See `WorkerPool`."""
-        for delay_s in self.hand.copies(message):
-            self._after(delay_s, super().tell, worker, message)
+        tell = super().tell
+        self.hand.pass_on(message, lambda: self._if_alive(tell, worker, message))
 
     def _take(self, worker: int, hold: object, message: FromStage) -> None:
+        take: Callable[..., None] = super()._take
         if isinstance(message, StepResult | Hello | StageReport):
-            super()._take(worker, hold, message)  # type: ignore[arg-type]
-            return
-        for delay_s in self.hand.copies(message):
-            self._after(delay_s, super()._take, worker, hold, message)
+            take(worker, hold, message)
+        else:
+            self.hand.pass_on(message, lambda: self._if_alive(take, worker, hold, message))
 
-    def _after(self, delay_s: float, act: Callable[..., None], *args: object) -> None:
-        if delay_s == 0:
-            act(*args)
-            return
-
-        async def later() -> None:
-            await trio.sleep(delay_s)
-            act(*args)
-
+    def _if_alive(self, act: Callable[..., None], *args: object) -> None:
+        """What comes late may find its daemon dead."""
         assert self._nursery is not None
-        self._nursery.start_soon(later)
+        if not self._nursery.cancel_scope.cancel_called:
+            act(*args)
 
 
 class WorldScheduler(Scheduler):

@@ -95,9 +95,12 @@ def run_seeds(seeds: Iterable[int], kinds: Sequence[str]) -> Findings:
 
 
 def hunt(mutation: str, seeds: Iterable[int], kinds: Sequence[str]) -> tuple[int, Violation] | None:
-    """The first seed whose history shows a planted bug, and which rule it broke; None where none does."""
+    """The first seed whose history shows a planted bug, and which rule it broke; None where none does.
+
+    A seed that breaks a rule without the planted bug shows another one.
+    """
     for seed in seeds:
         violation = run_seed(seed, kinds, mutation).violation
-        if violation is not None:
+        if violation is not None and run_seed(seed, kinds).violation is None:
             return seed, violation
     return None

@@ -25,7 +25,7 @@ SILENCE_S = 1.0
 STORM = Weather(0.0, 0.15, 0.1, 0.1)
 """The weather of "delay": frames of different links overtake each other by far."""
 ECHO_S_MAX = 0.2
-"""The second copy of a repeated message may come so much later."""
+"""The second copy of a repeated message may come so much later, or when the phase in which it counted comes again."""
 SLOWNESS = 25.0
 """How much slower a "slow" worker is."""
 
@@ -86,8 +86,9 @@ class Faults:
         self._chance = random.Random(f"faults {scenario.seed}")  # noqa: S311 - reproducible on purpose
         self._weather = scenario.weather
         self._pending: list[Aim] = list(scenario.aims)
-        self._in_order = len(scenario.aims) > 1 and scenario.aims[1].phase in ("abort", "recovery")
+        self._in_order = len(scenario.aims) > 1 and scenario.aims[1].armed_in in ("abort", "recovery")
         self._under_way = 0
+        self._kept: list[tuple[str, Callable[[], None]]] = []  # second copies, for when their phase comes again
         self._losing = 0
         self._repeating = 0
         self._daemon_crashed = False
@@ -126,24 +127,40 @@ class Faults:
     def entered(self, phase: str) -> None:
         """The world entered a phase: what is aimed at it strikes soon."""
         assert self._nursery is not None
+        kept, self._kept = self._kept, []
+        for kept_in, deliver in kept:
+            if kept_in in (phase, "recovery"):
+                self._repeat_after(self._chance.uniform(0, 0.004), deliver)
+            else:
+                self._kept.append((kept_in, deliver))
         candidates = self._pending[:1] if self._in_order else list(self._pending)
         for aim in candidates:
-            if aim.phase == phase:
+            if aim.armed_in == phase:
                 self._pending.remove(aim)
                 self._under_way += 1
                 self._nursery.start_soon(self._strike, aim)
 
-    def copies(self, message: ToWorker | FromWorker) -> Sequence[float]:
+    def pass_on(self, message: ToWorker | FromWorker, deliver: Callable[[], None]) -> None:
         """See `actors.Hand`. Only what is asked for again may be lost."""
-        if isinstance(message, LoadProgress | CopyProgress | StageFailed):
-            return (0.0,)
-        if self._losing and self._chance.random() < 0.6:
+        mischief = not isinstance(message, LoadProgress | CopyProgress | StageFailed) and self._chance.random() < 0.6
+        if mischief and self._losing:
             self.happened("lose")
-            return ()
-        if self._repeating and self._chance.random() < 0.6:
+            return
+        deliver()
+        if mischief and self._repeating:
             self.happened("repeat")
-            return (0.0, self._chance.choice((0.0, self._chance.uniform(0, ECHO_S_MAX))))
-        return (0.0,)
+            if self._chance.random() < 0.4:
+                self._kept.append((self._world.phase(), deliver))
+            else:
+                self._repeat_after(self._chance.choice((0.0, self._chance.uniform(0, ECHO_S_MAX))), deliver)
+
+    def _repeat_after(self, delay_s: float, deliver: Callable[[], None]) -> None:
+        async def later() -> None:
+            await trio.sleep(delay_s)
+            deliver()
+
+        assert self._nursery is not None
+        self._nursery.start_soon(later)
 
     def happened(self, kind: str, *, severe: bool = False, target: str = "") -> None:
         """See `actors.Hand`."""

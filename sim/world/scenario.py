@@ -54,6 +54,7 @@ _TROUBLE = (
     ("coordinator", "copy"),
     ("coordinator", "switch"),
 )
+_BEFORE = {"load": "plan", "copy": "load", "switch": "commit", "release": "switch"}
 _MODEL = ModelledModel(layers=4, vocabulary=400)
 CONTEXT_TOKENS = 64
 """Longest prompt and output together."""
@@ -62,13 +63,14 @@ _LIVE_STRATEGIES = ("precopy", "precopy", "precopy", "stop-copy", "recompute")
 
 @dataclass(frozen=True, slots=True)
 class Aim:
-    """A fault of ``kind``, ``delay_s`` after the world enters ``phase``; ``choice`` in [0, 1) picks among those it can hit.
+    """A fault of ``kind`` in ``phase``, ``delay_s`` after the world enters ``armed_in``; ``lasts_s`` bounds what heals by itself.
 
-    ``lasts_s`` bounds what heals by itself.
+    ``choice`` in [0, 1) picks among those it can hit.
     """
 
     kind: str
     phase: str
+    armed_in: str
     delay_s: float
     choice: float
     lasts_s: float
@@ -131,7 +133,7 @@ def draw(seed: int, kinds: Sequence[str]) -> Scenario:
     aims = _aims(chance, seed, pairs, kinds) if pairs else ()
     cuts = _cuts(chance, least=1 if any(aim.kind == "crash-old" for aim in aims) else 0)
     reshapes = [_reshape(chance, len(cuts) + 1, aims)]
-    if chance.random() < 0.2:
+    if chance.random() < (0.5 if any(aim.kind in ("lose", "repeat") for aim in aims) else 0.2):
         reshapes.append(_reshape(chance, len(reshapes[0].cuts) + 1, ()))
     visits = tuple(_visit(chance) for _ in range(chance.randint(2, 3)))
     blocks = chance.choice((8, 16, 32))
@@ -159,20 +161,38 @@ def draw(seed: int, kinds: Sequence[str]) -> Scenario:
 def _aims(chance: random.Random, seed: int, pairs: Sequence[tuple[str, str]], kinds: Sequence[str]) -> tuple[Aim, ...]:
     """What the seed aims at, after what brings that phase about, and now and then something more."""
     phase, kind = pairs[seed % len(pairs)]
+    cause = _cause(chance, phase)
+    if kind in ("lose", "repeat"):
+        return _mischief(chance, kind, phase, cause or _trouble(chance, kinds))
     aims = [_aim(chance, kind, phase)]
-    if phase == "recovery":
-        aims.insert(0, _aim(chance, "crash-both", chance.choice(("serving", "copy", "switch"))))
-    if phase == "abort":
-        cause = chance.choice((("no-memory", "load"), ("disk-full", "commit"), ("no-memory", "copy")))
-        aims.insert(0, _aim(chance, *cause))
-    if len(aims) == 1 and kind in ("lose", "repeat") and chance.random() < 0.5:
-        # What was lost or comes twice matters most where the change is taken back, or somebody starts anew.
-        companions = [pair for pair in _TROUBLE if pair[0] in kinds]
-        aims.extend(_aim(chance, *companion) for companion in chance.sample(companions, min(1, len(companions))))
-    elif len(aims) == 1 and chance.random() < 0.3:
+    if cause is not None:
+        aims.insert(0, cause)
+    elif chance.random() < 0.3:
         other = chance.choice(pairs)
         aims.append(_aim(chance, other[1], other[0]))
     return tuple(aims)
+
+
+def _cause(chance: random.Random, phase: str) -> Aim | None:
+    """What brings a phase about that does not come by itself."""
+    if phase == "recovery":
+        return _aim(chance, "crash-both", chance.choice(("serving", "copy", "switch")))
+    if phase == "abort":
+        return _aim(chance, *chance.choice((("no-memory", "load"), ("disk-full", "commit"), ("no-memory", "copy"))))
+    return None
+
+
+def _trouble(chance: random.Random, kinds: Sequence[str]) -> Aim | None:
+    """What makes it matter that messages are lost or come twice: the change is taken back, or somebody starts anew."""
+    troubles = [pair for pair in _TROUBLE if pair[0] in kinds]
+    return _aim(chance, *chance.choice(troubles)) if troubles and chance.random() < 0.5 else None
+
+
+def _mischief(chance: random.Random, kind: str, phase: str, beside: Aim | None) -> tuple[Aim, ...]:
+    """Messages are lost or come twice from before a phase on: its first commands go out as it begins."""
+    armed_in = _BEFORE.get(phase, beside.armed_in if beside is not None else phase)
+    aim = Aim(kind, phase, armed_in, 0.0, chance.random(), chance.uniform(0.1, 0.6))
+    return (aim,) if beside is None else (aim, beside)
 
 
 def _aim(chance: random.Random, kind: str, phase: str) -> Aim:
@@ -183,7 +203,7 @@ def _aim(chance: random.Random, kind: str, phase: str) -> Aim:
     lasts_s = chance.uniform(0.02, 0.6)
     if kind.startswith("partition") and chance.random() < 0.4:
         lasts_s = chance.uniform(2.0, 5.0)
-    return Aim(kind, phase, delay_s, chance.random(), lasts_s)
+    return Aim(kind, phase, phase, delay_s, chance.random(), lasts_s)
 
 
 def _cuts(chance: random.Random, least: int = 0) -> tuple[int, ...]:
@@ -215,7 +235,7 @@ def _reshape(chance: random.Random, stages: int, aims: Sequence[Aim]) -> Reshape
         strategy = "restart"
     if any(aim.kind == "corrupt-page" for aim in aims):
         strategy = "precopy"
-    return Reshape(chance.uniform(0.0, 0.06), cuts, keeps, strategy, chance.random() < 0.7)
+    return Reshape(chance.choice((0.0, chance.uniform(0.0, 0.06))), cuts, keeps, strategy, chance.random() < 0.7)
 
 
 def _visit(chance: random.Random) -> Visit:
