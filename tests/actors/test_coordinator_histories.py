@@ -59,7 +59,7 @@ class Storyteller:
         house = self.house
         stages = number % 4 + 1
         kept = [worker for worker in house.machine.route.workers if worker in house.inbox][: number % 3]
-        workers = [*kept, *range(house.machine.next_worker, house.machine.next_worker + 4)][:stages]
+        workers = [*kept, *range(house.machine.roster.next_worker, house.machine.roster.next_worker + 4)][:stages]
         cuts = sorted({(number * 7 + place * 3) % (len(LAYERS_OF) - 1) + 1 for place in range(stages - 1)})
         strategy = ("precopy", "stop-copy", "recompute", "restart")[number % 5 % 4]
         busy = house.machine.change is not None or house.machine.state is not PipelineState.SERVING
