@@ -65,7 +65,7 @@ def _strategies(result: Mapping[str, Any]) -> Figure:
         ylabel="pause p99, ms",
         title="What a change of the pipeline costs its streams",
     )
-    axes.legend(frameon=False, fontsize="small")
+    figure.legend(loc="outside lower center", ncols=len(strategies) + 1, frameon=False, fontsize="small")
     return figure
 
 
