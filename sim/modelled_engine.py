@@ -120,8 +120,8 @@ class ModelledEngine:
         """Make room; what is new is garbage."""
         async with self._turn:
             wanted = {atom // 2 for atom in self.resident if atom % 2 == 0}
-            needed = blocks * PAGE_BYTES * len(wanted) - sum(pages.nbytes for pages in self._pages.values())
-            if needed > self._free_bytes():
+            held = (self._pages[layer].nbytes if layer in self._pages else 0 for layer in wanted)
+            if sum(max(0, blocks * PAGE_BYTES - nbytes) for nbytes in held) > self._free_bytes():
                 raise OutOfMemoryError(f"{blocks} KV blocks of {len(wanted)} layers do not fit")
             for layer in wanted:
                 before = self._pages.get(layer, np.empty(0, np.uint64))

@@ -200,6 +200,6 @@ class Daemon:
 def _spec(scenario: Scenario) -> PipelineSpec:
     edges = (0, *scenario.cuts, scenario.model.atoms)
     stages = tuple(
-        StagePlacement(worker, first, end, f"cpu:{worker}", 1) for worker, (first, end) in enumerate(pairwise(edges))
+        StagePlacement(worker, first, end, f"device:{worker}", 1) for worker, (first, end) in enumerate(pairwise(edges))
     )
     return PipelineSpec(EngineSpec("", ""), stages, scenario.model.layers_of, scenario.kv_blocks_max, CONTEXT_TOKENS)

@@ -352,7 +352,7 @@ def _stages(
             worker = old[keep].worker
         else:
             worker, next_worker = next_worker, next_worker + 1
-        stages.append(StagePlacement(worker, edges[place], edges[place + 1], f"cpu:{worker}", 1))
+        stages.append(StagePlacement(worker, edges[place], edges[place + 1], f"device:{worker}", 1))
     return tuple(stages)
 
 
