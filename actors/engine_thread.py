@@ -1,7 +1,7 @@
 """A synchronous `StageEngine` behind the awaited `EnginePort`, in three threads that live as long as the worker.
 
 One thread computes, always the same, because a CPU engine's workers belong to the thread that first used them. Loading and the
-copying of pages have threads of their own, so that a step never waits behind them; the loading one gives way to steps (nice).
+copying of many pages have threads of their own, so that a step never waits behind them; the loading one gives way to steps (nice).
 The actor's loop stays free meanwhile, so heartbeats go on while a step computes.
 """
 
@@ -41,6 +41,10 @@ PROGRESS_INTERVAL_S = 0.1
 LOADING_NICENESS = 5
 """How far the loading thread stands back: a third of a step's weight. At 10 a load from disk took twice as long on two busy
 cores, and steps gained nothing: a loader without a core may hold the GIL for which they wait."""
+SMALL_COPY_BYTES_MAX = 512 * 1024
+"""Pages that are copied in the actor's own thread, in about 0.1 ms. At a cut each layer has a few pages left; with a thread's
+wake-up for each layer on both sides, handing 2 MiB over took 1.3 to 2.4 times as long (`bench/handoff_link.py --mib 2`). Not on a
+GPU, whose copies wait for the step that it computes."""
 LOADING_PAUSE_S = 0.015
 """How long a load rests after each piece (an atom that is mapped, a weight that is read) while steps run. Mapping an atom
 takes 0.25 ms, most of it with the GIL, for which a step asks after every operator: without rests, mapping 31 atoms added
@@ -57,6 +61,7 @@ class EngineThread:
         self._make = make
         self._cores = frozenset(cores)
         self._engine: StageEngine | None = None
+        self._in_host_memory = False
         self._computing = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
         self._loading = ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader", initializer=_stand_back)
         self._copying = ThreadPoolExecutor(max_workers=1, thread_name_prefix="pages")
@@ -84,6 +89,7 @@ class EngineThread:
         if self._engine is None:
             # In the computing thread, whose workers it starts.
             self._engine = await _call(self._computing, self._make, spec)
+            self._in_host_memory = spec.device.startswith("cpu")
         async with trio.open_nursery() as nursery:
             nursery.start_soon(tell)
             # An error is raised outside, or the nursery would wrap it.
@@ -126,7 +132,7 @@ class EngineThread:
             engine.gather_pages(layer, blocks, out)
             return page_checksum(out)
 
-        return await _call(self._copying, gather)
+        return await self._copy(out.nbytes, gather)
 
     async def scatter_pages(self, layer: int, blocks: Int32Array, data: memoryview, checksum: int) -> bool:
         """Put pages in their places where their checksum is right."""
@@ -138,7 +144,13 @@ class EngineThread:
             engine.scatter_pages(layer, blocks, data)
             return True
 
-        return await _call(self._copying, scatter)
+        return await self._copy(data.nbytes, scatter)
+
+    async def _copy(self, size: int, copy: Callable[[], T]) -> T:
+        if self._in_host_memory and size <= SMALL_COPY_BYTES_MAX:
+            await trio.lowlevel.checkpoint()
+            return copy()
+        return await _call(self._copying, copy)
 
     def peak_rss_bytes(self) -> int:
         """The most memory this process held so far."""

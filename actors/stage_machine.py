@@ -5,7 +5,8 @@ Rules:
     begins the next, so every plan runs through the atoms of its own epoch.
  2. Behind the first stage a step starts when both its plan and its activation are here; they must name the same
     (epoch, step), and both arrive in step order, so anything else is a peer's mistake and ends the worker.
- 3. No step of an epoch starts before every page that this worker is given for it has arrived.
+ 3. No step of an epoch starts before every page that this worker is given for it has arrived. Who only gives pages away goes on
+    at once: steps of the new epoch write to none of them.
  4. A command of the coordinator means the same the second time: what was done is answered again, not done again. One of a past
     epoch is dropped by name; preparing a newer epoch discards an older one that was never cut to.
  5. What an epoch needs is kept until a later epoch is released, or this one is aborted; an epoch that was cut to is never aborted.
@@ -173,6 +174,7 @@ class StageMachine:
             known.phase = self._after(event, known)
         known.has_upstream = bool(event.upstream)
         known.has_transfers = bool(event.transfers)
+        known.takes_pages = any(transfer.acquirer == self.worker for transfer in event.transfers)
         return [*discarded, OpenEpoch(event, known.stage)]
 
     def _opened(self, event: EpochOpened) -> list[Instruction]:
@@ -354,7 +356,8 @@ class StageMachine:
             return self._cross(head)
         serving = self._serving
         assert serving is not None
-        if serving.phase is Phase.SWITCHING or (serving.has_upstream and not serving.activations):
+        awaits_pages = serving.takes_pages and serving.phase is Phase.SWITCHING
+        if awaits_pages or (serving.has_upstream and not serving.activations):
             return []
         hidden = None
         if serving.has_upstream:

@@ -57,6 +57,7 @@ class WorkerEpoch:
     stage: int = -1
     has_upstream: bool = False
     has_transfers: bool = False
+    takes_pages: bool = False
     activations: deque[ActivationArrived] = field(default_factory=deque)
     loaded: Loaded | None = None
     prepared: Prepared | None = None

@@ -302,6 +302,13 @@ def test_a_message_of_a_past_epoch_is_dropped_by_name(event, what):
     assert instruction.what == what
 
 
+def test_a_worker_that_only_gives_pages_runs_the_next_step_while_they_leave():
+    machine = prepared(serving(), epoch=2, transfers=(transfer(WORKER, 3),))
+    assert machine.handle(cut(2, 1)) == [CutHandoff(cut(2, 1))]
+    assert machine.handle(plan(1, 2)) == [RunStep(plan(1, 2), range(3), None)]
+    assert machine.handle(PagesCrossed(2, NOTHING)) == [Tell(Switched(2, WORKER, 1, NOTHING))]
+
+
 def test_a_step_that_was_planned_before_is_refused():
     machine = serving()
     machine.handle(plan(3))

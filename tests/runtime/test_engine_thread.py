@@ -10,7 +10,7 @@ import trio
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from flexpipe.actors.engine_thread import EngineThread
+from flexpipe.actors.engine_thread import SMALL_COPY_BYTES_MAX, EngineThread
 from flexpipe.runtime.capturing.capture import capture
 from flexpipe.runtime.interface import EngineError, EngineSpec, RaggedBatch, StageFacts
 from flexpipe.runtime.page_checksum import page_checksum
@@ -158,9 +158,23 @@ async def test_a_step_waits_for_neither_a_load_nor_a_copy():
             await trio.lowlevel.checkpoint()
         while not told:
             await trio.lowlevel.checkpoint()
-        await engine.gather_pages(0, np.zeros(1, np.int32), memoryview(b""))
+        await engine.gather_pages(0, np.zeros(1, np.int32), memoryview(bytearray(SMALL_COPY_BYTES_MAX + 1)))
         await engine.run(range(1), one_token(), None, ())
     assert told[0] == (1, 2)
     threads = made[0].threads
     assert threads["make"] == threads["run"]
     assert len({threads["run"], threads["load"], threads["gather"], threading.get_ident()}) == 4
+
+
+@pytest.mark.parametrize(("device", "here"), [("cpu", True), ("cuda:0", False)])
+async def test_a_few_pages_in_host_memory_are_copied_without_waking_a_thread(device, here):
+    gated = GatedEngine(None)
+    gated.stepped.set()
+    engine = EngineThread(lambda _spec: gated)
+    await engine.load(EngineSpec("", "", device=device), range(1), _ignore)
+    await engine.gather_pages(0, np.zeros(1, np.int32), memoryview(bytearray(SMALL_COPY_BYTES_MAX)))
+    assert (gated.threads["gather"] == threading.get_ident()) is here
+
+
+async def _ignore(_done, _total):
+    pass
