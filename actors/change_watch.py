@@ -20,6 +20,10 @@ from .refactor_feed import RefactorFeed
 from .scheduler_machine import SchedulerCounts
 from .token_times import BEFORE_S, TokenTimes
 
+GAP_S_MAX = 10.0
+"""How long a report waits for the next token of each request."""
+LOOK_S = 0.02
+"""How often it looks."""
 _SENTENCES: dict[Phase, str] = {
     "plan": "writing the plan down",
     "load": "starting workers and loading weights",
@@ -85,25 +89,30 @@ class ChangeWatch:
         done, total = sum(counted.done.values()), sum(counted.total.values())
         self._feed.tell(RefactorProgress(message.epoch, phase, done, total, _SENTENCES[phase]))
 
-    def ended(self, ended: Ended) -> None:
-        """The change is over."""
-        final = self._report() if not ended.reason else RefactorFailed(ended.reason, ended.sentence)
-        self._times.watch(False)
-        self._feed.tell(final)
+    async def ended(self, ended: Ended) -> None:
+        """The change is over. Its report waits for the next token of each request: the gap across the cut counts whole."""
+        ended_s = trio.current_time()
+        try:
+            with trio.move_on_after(GAP_S_MAX):
+                while not ended.reason and self._times.is_owed(ended_s):  # noqa: ASYNC110 - the scheduler knows no watchers
+                    await trio.sleep(LOOK_S)
+        finally:
+            final = RefactorFailed(ended.reason, ended.sentence) if ended.reason else self._report(ended_s)
+            self._times.watch(False)
+            self._feed.tell(final)
 
     # --- measuring ---
 
-    def _report(self) -> RefactorReport:
+    def _report(self, ended_s: float) -> RefactorReport:
         change = self._change
         assert change is not None
-        now = trio.current_time()
         copied, before, after = change.copied(), self._counts_before, self._counts()
         preempted = after.preemptions - before.preemptions
         return RefactorReport(
             epoch=change.epoch,
             strategy=change.strategy,
             stages=tuple(f"{stage.first_name}…{stage.last_name} on {stage.device}" for stage in change.route.stages),
-            phase_ms=self._phase_ms(now),
+            phase_ms=self._phase_ms(ended_s),
             weights=self._weights(change),
             kv_sent_bytes=copied.sent_bytes,
             kv_resent_bytes=copied.resent_bytes,
@@ -111,7 +120,7 @@ class ChangeWatch:
             kv_rounds=copied.rounds,
             residual_tokens=copied.residual_tokens,
             cut_step=change.cut_step(),
-            pauses=_pauses(self._times.pauses_s(self._began_s, now)),
+            pauses=_pauses(self._times.pauses_s(self._began_s, ended_s)),
             tpot_before_ms=_ms(self._times.gap_s(self._began_s - BEFORE_S, self._began_s)),
             tpot_load_ms=_ms(self._gap_in("load")),
             tpot_copy_ms=_ms(self._gap_in("copy")),
@@ -120,8 +129,8 @@ class ChangeWatch:
             requests_reprefilled=after.reprefills - before.reprefills + preempted,
         )
 
-    def _phase_ms(self, now: float) -> dict[str, float]:
-        ends = [*(begin for _, begin in self._phases[1:]), now]
+    def _phase_ms(self, ended_s: float) -> dict[str, float]:
+        ends = [*(begin for _, begin in self._phases[1:]), ended_s]
         return {phase: round((end - begin) * 1000, 3) for (phase, begin), end in zip(self._phases, ends, strict=True)}
 
     def _gap_in(self, phase: Phase) -> float | None:

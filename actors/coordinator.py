@@ -236,7 +236,8 @@ class Coordinator:
         self._log.emit("change_ended", epoch=ended.epoch, outcome=ended.reason or "done", sentence=ended.sentence)
         watch, self._watch = self._watch, None
         if watch is not None:
-            watch.ended(ended)
+            assert self._nursery is not None
+            self._nursery.start_soon(watch.ended, ended)
 
     async def _write_journal(self) -> None:
         async for record in self._unwritten:

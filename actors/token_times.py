@@ -22,7 +22,7 @@ class TokenTimes:
     def __init__(self) -> None:
         self._times: dict[int, deque[float]] = {}
         self._ended: set[int] = set()
-        self._watched = False
+        self._watchers = 0
 
     def token(self, request: int, time_s: float) -> None:
         """A token of ``request`` leaves."""
@@ -33,18 +33,22 @@ class TokenTimes:
 
     def ended(self, request: int) -> None:
         """No more tokens of ``request``."""
-        if self._watched:
+        if self._watchers:
             self._ended.add(request)
         else:
             self._times.pop(request, None)
 
     def watch(self, on: bool) -> None:
-        """A change begins or ends."""
-        self._watched = on
-        if not on:
+        """Somebody begins or ends to watch a change."""
+        self._watchers += 1 if on else -1
+        if not self._watchers:
             for request in self._ended:
                 self._times.pop(request, None)
             self._ended.clear()
+
+    def is_owed(self, since_s: float) -> bool:
+        """Whether some request that goes on had its last token before ``since_s``: its gap is not over."""
+        return any(times[-1] <= since_s for request, times in self._times.items() if request not in self._ended)
 
     def gap_s(self, begin_s: float, end_s: float) -> float | None:
         """Median gap that ends within the window, over all requests; None without one."""
