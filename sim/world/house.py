@@ -172,6 +172,8 @@ class Daemon:
 
     async def launch(self, placement: StagePlacement, control_address: str) -> _Leash:
         """See `WorkerLauncher`."""
+        if not self._alive:
+            await trio.sleep_forever()  # the dead start nobody, though their tasks take a moment to end
         return _Leash(await self._house.launch(placement, control_address), lambda: self._alive)
 
     @contextmanager
