@@ -149,7 +149,7 @@ class Faults:
         deliver()
         if mischief and self._repeating:
             self.happened("repeat")
-            if self._chance.random() < 0.4:
+            if self._chance.random() < 0.7:
                 self._kept.append((self._world.phase(), deliver))
             else:
                 self._repeat_after(self._chance.choice((0.0, self._chance.uniform(0, ECHO_S_MAX))), deliver)

@@ -133,7 +133,7 @@ def draw(seed: int, kinds: Sequence[str]) -> Scenario:
     aims = _aims(chance, seed, pairs, kinds) if pairs else ()
     cuts = _cuts(chance, least=1 if any(aim.kind == "crash-old" for aim in aims) else 0)
     reshapes = [_reshape(chance, len(cuts) + 1, aims)]
-    if chance.random() < (0.5 if any(aim.kind in ("lose", "repeat") for aim in aims) else 0.2):
+    if chance.random() < (0.8 if any(aim.kind in ("lose", "repeat") for aim in aims) else 0.2):
         reshapes.append(_reshape(chance, len(reshapes[0].cuts) + 1, ()))
     visits = tuple(_visit(chance) for _ in range(chance.randint(2, 3)))
     blocks = chance.choice((8, 16, 32))
