@@ -93,13 +93,15 @@ def test_twenty_prompts_at_once_get_transformers_own_greedy_text(server, greedy)
 
 
 def test_they_get_it_while_the_pipeline_is_refactored_too(server, greedy):
-    reports = []
+    ended = []
 
     def refactor():
         while not server.status()["running"]:
             pass
         with flexpipe.Client(server.url) as client:
-            reports.append(client.refactor(stages=2).wait())
+            report = client.refactor(stages=2).wait()
+            ended.append((report.requests_lost, client.status()["running"] > 0))
 
     assert ask_all(server, refactor) == greedy
-    assert (reports[0].requests_lost, reports[0].pauses.requests > 0) == (0, True)
+    assert ended == [(0, True)]
+    assert len(server.status()["stages"]) == 2
