@@ -14,7 +14,6 @@ from ...actors.block_ledger import LedgerError
 from ...actors.journal import JournalState
 from ...actors.scheduler_machine import SchedulerError, SchedulerMachine
 from ...actors.stage_machine import StageMachine
-from ..memory_journal import MemoryJournal
 from ..modelled_engine import ModelledEngine
 
 OWNER = "one owner"
@@ -53,18 +52,15 @@ class Violation:
 
 @dataclass(slots=True)
 class Checks:
-    """One history's watch. ``journal`` is the simulated disk; ``severe`` and ``garbage`` say what was injected so far."""
+    """One history's watch. ``severe``: a fault was injected that clients may feel; ``garbage``: one that a worker may die of."""
 
-    journal: MemoryJournal
     violation: Violation | None = None
     severe: bool = False
     garbage: bool = False
-    hopeless: bool = False
     broken: trio.Event = field(default_factory=trio.Event)
     _epochs: dict[str, int] = field(default_factory=dict)
     _owners: dict[tuple[int, int], int] = field(default_factory=dict)
     _decided: dict[int, dict[int, range]] = field(default_factory=dict)
-    _read: int = 0
 
     def violated(self, checker: str, sentence: str) -> None:
         """Keep the first violation, and let the history end."""
@@ -143,10 +139,8 @@ class Checks:
 
     def given_up(self, sentence: str) -> None:
         """The pipeline was given up for good."""
-        if not self.hopeless:
-            self.violated(CAUSE, f"the pipeline was given up: {sentence}")
+        self.violated(CAUSE, f"the pipeline was given up: {sentence}")
 
     def request_failed(self, kind: str, sentence: str) -> None:
         """A client got an explicit error after its request was taken."""
-        if not self.hopeless:
-            self.violated(CAUSE, f"a request failed ({kind}): {sentence}")
+        self.violated(CAUSE, f"a request failed ({kind}): {sentence}")

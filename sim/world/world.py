@@ -93,7 +93,7 @@ class World:
         self.scenario = scenario
         self.network = MemoryNetwork(scenario.seed, scenario.weather)
         self.journal = WorldJournal(write_s=WRITE_S)
-        self.checks = Checks(self.journal)
+        self.checks = Checks()
         self.faults = Faults(scenario, self, self.checks)
         self.journal.hand, self.journal.checks = self.faults, self.checks
         self.visitors: list[Visitor] = []
