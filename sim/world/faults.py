@@ -26,6 +26,9 @@ STORM = Weather(0.0, 0.15, 0.1, 0.1)
 """The weather of "delay": frames of different links overtake each other by far."""
 ECHO_S_MAX = 0.2
 """The second copy of a repeated message may come so much later, or when the phase in which it counted comes again."""
+LOOK_S = 0.0005
+APPEARS_LOOKS_MAX = 100
+"""A worker that was asked for is there soon; so often, so far apart, is it looked for."""
 SLOWNESS = 25.0
 """How much slower a "slow" worker is."""
 
@@ -129,7 +132,8 @@ class Faults:
         assert self._nursery is not None
         kept, self._kept = self._kept, []
         for kept_in, deliver in kept:
-            if kept_in in (phase, "recovery"):
+            # Late is worst where the phase comes again, or when all is over.
+            if kept_in in (phase, "recovery") or (phase == "serving" and self._chance.random() < 0.5):
                 self._repeat_after(self._chance.uniform(0, 0.004), deliver)
             else:
                 self._kept.append((kept_in, deliver))
@@ -234,10 +238,13 @@ class Faults:
         if self._daemon_crashed:
             return  # a first start that finds no memory is rightly given up
         old, new = self._world.routes()
-        newcomers = [worker for worker in new if worker not in old]
-        worker = self._choose(aim, newcomers or new)
-        if worker is not None:
-            self._world.engines[worker].refuses_memory = True
+        newcomers = [worker for worker in new if worker not in old] or list(new)
+        for _ in range(APPEARS_LOOKS_MAX):
+            worker = self._choose(aim, newcomers)
+            if worker is not None:
+                self._world.engines[worker].refuses_memory = True
+                return
+            await trio.sleep(LOOK_S)
 
     async def _coordinator(self, aim: Aim) -> None:  # noqa: ARG002 - it has no victim to choose
         self.happened("coordinator")

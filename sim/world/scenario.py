@@ -190,7 +190,8 @@ def _trouble(chance: random.Random, kinds: Sequence[str]) -> Aim | None:
 
 def _mischief(chance: random.Random, kind: str, phase: str, beside: Aim | None) -> tuple[Aim, ...]:
     """Messages are lost or come twice from before a phase on: its first commands go out as it begins."""
-    armed_in = _BEFORE.get(phase, beside.armed_in if beside is not None else phase)
+    begins_in = phase if beside is None or phase in _BEFORE else beside.armed_in
+    armed_in = "plan" if phase == "abort" else _BEFORE.get(begins_in, begins_in)
     aim = Aim(kind, phase, armed_in, 0.0, chance.random(), chance.uniform(0.1, 0.6))
     return (aim,) if beside is None else (aim, beside)
 
@@ -223,7 +224,7 @@ def _reshape(chance: random.Random, stages: int, aims: Sequence[Aim]) -> Reshape
         kept = [place for place in keeps if place >= 0]
         if "crash-new" in kinds | {"no-memory"} and live and len(kept) == len(keeps):
             continue
-        if "crash-both" in kinds and live and not kept:
+        if kinds & {"crash-both", "lose", "repeat"} and live and not kept:
             continue
         if "crash-old" in kinds and len(kept) == stages:
             continue
