@@ -89,17 +89,24 @@ class ChangeWatch:
         done, total = sum(counted.done.values()), sum(counted.total.values())
         self._feed.tell(RefactorProgress(message.epoch, phase, done, total, _SENTENCES[phase]))
 
-    async def ended(self, ended: Ended) -> None:
+    def failed(self, ended: Ended) -> None:
+        """The change is over, and did not come off."""
+        assert ended.reason
+        self._finish(RefactorFailed(ended.reason, ended.sentence))
+
+    async def succeeded(self) -> None:
         """The change is over. Its report waits for the next token of each request: the gap across the cut counts whole."""
         ended_s = trio.current_time()
         try:
             with trio.move_on_after(GAP_S_MAX):
-                while not ended.reason and self._times.is_owed(ended_s):  # noqa: ASYNC110 - the scheduler knows no watchers
+                while self._times.is_owed(ended_s):  # noqa: ASYNC110 - the scheduler knows no watchers
                     await trio.sleep(LOOK_S)
         finally:
-            final = RefactorFailed(ended.reason, ended.sentence) if ended.reason else self._report(ended_s)
-            self._times.watch(False)
-            self._feed.tell(final)
+            self._finish(self._report(ended_s))
+
+    def _finish(self, final: RefactorEvent) -> None:
+        self._times.watch(False)
+        self._feed.tell(final)
 
     # --- measuring ---
 

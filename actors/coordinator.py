@@ -235,9 +235,13 @@ class Coordinator:
     def _ended(self, ended: Ended) -> None:
         self._log.emit("change_ended", epoch=ended.epoch, outcome=ended.reason or "done", sentence=ended.sentence)
         watch, self._watch = self._watch, None
-        if watch is not None:
+        if watch is None:
+            return
+        if ended.reason:
+            watch.failed(ended)
+        else:
             assert self._nursery is not None
-            self._nursery.start_soon(watch.ended, ended)
+            self._nursery.start_soon(watch.succeeded)
 
     async def _write_journal(self) -> None:
         async for record in self._unwritten:

@@ -202,7 +202,7 @@ class Replicas:
 
     def _ended(self, replica: Replica, finish: Finish) -> None:
         if not replica.watch.is_over:
-            replica.watch.ended(Ended(0, "aborted", finish.sentence))
+            replica.watch.failed(Ended(0, "aborted", finish.sentence))
         replica.ended.set()
         if finish.failed and not replica.is_retiring:
             self._failure = finish
