@@ -84,14 +84,13 @@ _NOTHING = Step([])
 
 
 class ChangeMachine:
-    """See the module's rules. ``link_address`` is a pattern with {epoch} and {link}; ``blocks_now`` are those of the base."""
+    """See the module's rules. ``link_address`` is a pattern with {epoch} and {link}."""
 
-    def __init__(self, change: Change, spec: PipelineSpec, roster: Roster, link_address: str, blocks_now: int) -> None:
+    def __init__(self, change: Change, spec: PipelineSpec, roster: Roster, link_address: str) -> None:
         self.change = change
         self._spec = spec
         self._roster = roster
         self._link_address = link_address
-        self._blocks_now = blocks_now
 
     def begin(self) -> list[Instruction]:
         """Write the plan down."""
@@ -209,7 +208,7 @@ class ChangeMachine:
     def _ask_room(self) -> Step:
         change = self.change
         try:
-            change.kv_blocks = blocks_of(change, self._roster.facts, self._blocks_now, self._spec.kv_blocks_max)
+            change.kv_blocks = blocks_of(change, self._spec.kv_blocks_max)
         except NoRoomError as error:
             return Step([], Failure(str(error), hopeless=True))
         change.go_on("all Loaded")

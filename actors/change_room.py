@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from ..policies.kv_room import StageRoom, kv_blocks
-from ..runtime.interface import BLOCK_TOKENS, StageFacts
+from ..runtime.interface import BLOCK_TOKENS
 from .change import Change
 from .coordinator_events import RoomKnown
 
 
-def blocks_of(change: Change, held: Mapping[int, StageFacts], blocks_now: int, blocks_max: int) -> int:
-    """The most blocks that fit every stage of ``change``, at most ``blocks_max``. Raises `NoRoomError`.
-
-    ``held`` says what workers serve now, with ``blocks_now`` blocks.
-    """
+def blocks_of(change: Change, blocks_max: int) -> int:
+    """The most blocks that fit every stage of ``change``, at most ``blocks_max``. Raises `NoRoomError`."""
     rooms = []
     for stage in change.route.stages:
-        facts, before = change.facts(stage.worker), held.get(stage.worker)
+        facts = change.facts(stage.worker)
         assert facts is not None
-        there = () if before is None else before.layers
-        new = sum(size for layer, size in zip(facts.layers, facts.page_bytes, strict=True) if layer not in there)
-        memory = "host" if stage.device.startswith("cpu") else ""  # CPU workers of a node share its memory
+        sizes = zip(facts.layers, facts.page_bytes, strict=True)
         rooms.append(
             StageRoom(
                 memory_free_bytes=facts.memory_free_bytes,
-                new_bytes_per_block=new,
-                held_bytes_per_block=0 if before is None else before.kv_bytes_per_block,
-                blocks_held=blocks_now,
-                memory=memory,
+                new_bytes_per_block=sum(size for layer, size in sizes if layer not in facts.held_layers),
+                held_bytes_per_block=facts.held_bytes_per_block,
+                blocks_held=facts.blocks_held,
+                memory="host" if stage.device.startswith("cpu") else "",  # CPU workers of a node share its memory
             )
         )
     return kv_blocks(rooms, blocks_max)

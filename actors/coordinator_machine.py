@@ -48,7 +48,7 @@ from .coordinator_events import (
     WriteJournal,
 )
 from .journal import Committed, JournalRecord
-from .messages import Abort, Loaded, StageFailed
+from .messages import Abort, HandoffFailed, Loaded, StageFailed
 from .pipeline_spec import CoordinatorLimits, PipelineSpec
 from .refactor import RefactorRefusedError
 from .roster import Roster
@@ -140,8 +140,6 @@ class CoordinatorMachine:
         crossing = [making.cut_over(), *timers, *making.resume()]
         return [*found.instructions, *crossing]
 
-    # --- beginning a change ---
-
     def _refactor(self, event: Refactor) -> list[Instruction]:
         self.check_changeable()
         if event.based_on != self.epoch:
@@ -176,10 +174,8 @@ class CoordinatorMachine:
         return [*making.begin(), *timers]
 
     def _make(self, change: Change) -> ChangeMachine:
-        self._making = ChangeMachine(change, self.spec, self.roster, self._link_address, self.kv_blocks)
+        self._making = ChangeMachine(change, self.spec, self.roster, self._link_address)
         return self._making
-
-    # --- going forward ---
 
     def _advance(self, step_of: Callable[[ChangeMachine], Step]) -> list[Instruction]:
         """Let the change that is being made take a step, and answer what only the coordinator can."""
@@ -217,9 +213,20 @@ class CoordinatorMachine:
             return self._stage_failed(message)
         if isinstance(message, Loaded) and message.epoch == self.epoch and message.worker in self.route.workers:
             self.roster.facts[message.worker] = message.facts  # told again to a coordinator that took over
-        if self.change is None or message.epoch != self.change.epoch:
+        if self.change is not None and message.epoch == self.change.epoch:
+            return self._advance(lambda making: making.answered(message))
+        if isinstance(message, HandoffFailed) and message.epoch == self.epoch:
+            return self._base_failed(f"worker {message.worker}: {message.sentence}")
+        return []
+
+    def _base_failed(self, sentence: str) -> list[Instruction]:
+        """The epoch that serves cannot go on, though no worker is lost (yet): two neighbours do not hear each other."""
+        if self.state is not PipelineState.SERVING:
             return []
-        return self._advance(lambda making: making.answered(message))
+        if self.change is not None and self.change.phase is ChangePhase.COMMITTING:
+            self.change.doomed = self.change.doomed or sentence
+            return []
+        return self._recover(sentence)
 
     def _committed(self, making: ChangeMachine) -> list[Instruction]:
         """The point of no return: the new route is the one that counts."""
@@ -297,8 +304,6 @@ class CoordinatorMachine:
         kills = self.roster.retire(tuple(self.roster.is_up), kill=True, reason=sentence)
         return [TakeDown("stage_lost", sentence), *kills, *self._finish_if_all_gone()]
 
-    # --- workers that are lost ---
-
     def _stage_failed(self, message: StageFailed) -> list[Instruction]:
         """A worker that ends itself; its process goes in a moment, and who counted on it learns why from here."""
         if message.worker not in self.roster:
@@ -341,8 +346,6 @@ class CoordinatorMachine:
         change.gone.add(worker)
         return []
 
-    # --- time ---
-
     def _timer_of(self, timer: str, after_s: float) -> SetTimer:
         return SetTimer(timer, self.highest_epoch, after_s)
 
@@ -375,8 +378,6 @@ class CoordinatorMachine:
 
     def _go(self, cause: str) -> None:
         self.state = PIPELINE_TRANSITIONS.after(self.state, cause)
-
-    # --- the end ---
 
     def _stop(self, _event: Stop) -> list[Instruction]:
         if self.state in (PipelineState.STOPPING, PipelineState.STOPPED, PipelineState.FAILED):

@@ -18,6 +18,8 @@ from .messages import Open, StepResult
 from .sampling_ledger import SamplingLedger
 from .stage_events import ActivationArrived, Emit
 
+NeighbourLost = Callable[[int, str], Awaitable[None]]
+"""Told the epoch whose link broke, and why. If that epoch serves, the coordinator has to know: no step can pass any more."""
 FAREWELL_S_MAX = 1.0
 """How long saying goodbye to a neighbour may take."""
 OUTPUTS_WAITING_MAX = 4
@@ -57,7 +59,9 @@ class EpochLinks:
         elif stage >= 0:
             self.sampling = SamplingLedger()
 
-    async def receive(self, handle: Callable[[ActivationArrived], Awaitable[None]], log: EventLog) -> None:
+    async def receive(
+        self, handle: Callable[[ActivationArrived], Awaitable[None]], lost: NeighbourLost, log: EventLog
+    ) -> None:
         """Pass arriving hidden states on until the stage before is gone."""
         assert self.upstream is not None
         try:
@@ -68,6 +72,7 @@ class EpochLinks:
                 await handle(ActivationArrived(arrived.header, arrived.hidden))
         except PeerLostError as error:
             log.emit("neighbour_lost", epoch=self.epoch, link="upstream", sentence=str(error))
+            await lost(self.epoch, f"the stage before it was lost: {error}")
 
     async def emit(self, output: Emit) -> None:
         """Send a step's output on; waits while too many wait."""
@@ -77,7 +82,9 @@ class EpochLinks:
         """No more outputs; `drained` is set when the last has been sent."""
         self._outputs.close()
 
-    async def send_outputs(self, tell: Callable[[StepResult], Awaitable[None]], log: EventLog) -> None:
+    async def send_outputs(
+        self, tell: Callable[[StepResult], Awaitable[None]], lost: NeighbourLost, log: EventLog
+    ) -> None:
         """Send outputs, in order, to the next stage or (tokens) to the scheduler."""
         try:
             async for output in self._outputs_receiver:
@@ -89,6 +96,7 @@ class EpochLinks:
         except PeerLostError as error:
             log.emit("neighbour_lost", epoch=self.epoch, link="downstream", sentence=str(error))
             self._outputs_receiver.close()
+            await lost(self.epoch, f"the stage behind it was lost: {error}")
         self.drained.set()
 
     def release_slot(self, step: int) -> None:

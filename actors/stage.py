@@ -252,8 +252,8 @@ class StageActor:
         self._kv_bytes = kv_bytes
         async with trio.open_nursery() as nursery:
             if links.upstream is not None:
-                nursery.start_soon(self._guard, links.receive, self._handle, self._log)
-            nursery.start_soon(self._guard, links.send_outputs, self._tell, self._log)
+                nursery.start_soon(self._guard, links.receive, self._handle, self._neighbour_lost, self._log)
+            nursery.start_soon(self._guard, links.send_outputs, self._tell, self._neighbour_lost, self._log)
             if links.handoff is None:
                 await self.handoff_voted(opened.epoch)
                 return
@@ -279,6 +279,9 @@ class StageActor:
         await self._epoch_failed(epoch, sentence)
 
     # --- the rest of carrying out ---
+
+    async def _neighbour_lost(self, epoch: int, sentence: str) -> None:
+        await self._handle(EpochFailed(epoch, sentence))
 
     async def _epoch_failed(self, epoch: int, sentence: str) -> None:
         self._log.emit("epoch_discarded", epoch=epoch, sentence=sentence)

@@ -187,7 +187,7 @@ class StageMachine:
 
     def _epoch_failed(self, event: EpochFailed) -> list[Instruction]:
         known = self._known(event.epoch)
-        if known is None or known.phase in (Phase.SWITCHED, Phase.RELEASED):
+        if known is None:
             return []
         self._failed = HandoffFailed(event.epoch, self.worker, event.sentence)
         if known is not self._next or known.phase is Phase.CUT:

@@ -35,6 +35,8 @@ from .worker_machine import (
 
 OUTGOING_MESSAGES_MAX = 64
 """Commands that may wait for one worker's link. More mean that it does not read: it is as good as lost."""
+LAST_WORDS_S_MAX = 1.0
+"""How long after the end of a process its last messages may take to arrive."""
 CONTROL_LIMITS = LinkLimits(heartbeat_interval_s=0.5, silence_s_max=10.0)
 """A worker on this host that dies is noticed by its exit at once; silence only tells of one that hangs."""
 
@@ -97,6 +99,7 @@ class _Worker:
         self.machine = WorkerMachine(limits)
         self.outgoing, self._unsent = trio.open_memory_channel[ToWorker | Drain](OUTGOING_MESSAGES_MAX)
         self.report: StageReport | None = None
+        self.read_ended = trio.Event()
         self.process: WorkerProcess | None = None
         self._condemned: list[bool] = []
 
@@ -219,11 +222,14 @@ class WorkerPool:
             nursery.start_soon(self._read, worker, hold, link)
             nursery.start_soon(hold.write, link)
             code = await process.wait()
+            with trio.move_on_after(LAST_WORDS_S_MAX):  # what it said before it left is still under way
+                await hold.read_ended.wait()
             nursery.cancel_scope.cancel()
         self._log.emit("worker_exited", worker=worker, code=code)
         self._handle(worker, hold, Exited(code))
 
     async def _read(self, worker: int, hold: _Worker, link: Link) -> None:
+        """Take what the worker says until its link ends."""
         try:
             while True:
                 (payload,) = await link.receive()
@@ -231,6 +237,8 @@ class WorkerPool:
         except (PeerLostError, FrameError) as error:
             self._log.emit("worker_lost", worker=worker, sentence=str(error))
             self._handle(worker, hold, LinkLost(str(error)))
+        finally:
+            hold.read_ended.set()
 
     def _take(self, worker: int, hold: _Worker, message: FromStage) -> None:
         match message:

@@ -135,7 +135,8 @@ class StageFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a run of loaded atoms weighs. All sizes in bytes. ``backend`` says in words what computes it, and why that.
 
     ``page_bytes[i]`` is the size of one KV page of layer ``layers[i]``. Two workers may exchange pages only where their
-    ``page_layout`` is the same: it names number format, layout within a page, and geometry.
+    ``page_layout`` is the same: it names number format, layout within a page, and geometry. ``held_layers`` have pages already,
+    ``blocks_held`` each, that take ``held_bytes_per_block`` together: of this run of atoms, and of what the worker serves.
     """
 
     weight_bytes: int
@@ -146,6 +147,9 @@ class StageFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     page_layout: str
     backend: str
     weights: WeightSources = WeightSources()
+    held_layers: tuple[int, ...] = ()
+    held_bytes_per_block: int = 0
+    blocks_held: int = 0
 
 
 @dataclass(slots=True)

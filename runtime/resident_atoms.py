@@ -125,6 +125,7 @@ class ResidentAtoms:
     ) -> StageFacts:
         layers = self._layers(atoms)
         sizes = tuple(self._pages.page_bytes(layer) for layer in layers)
+        held = tuple(sorted(number for number, layer in self._pages.layers.items() if len(layer.pages)))
         return StageFacts(
             weight_bytes=sum(resident[atom].nbytes for atom in atoms),
             kv_bytes_per_block=sum(sizes),
@@ -138,6 +139,9 @@ class ResidentAtoms:
                 warm_bytes=loader.warm_bytes,
                 disk_bytes=loader.disk_bytes,
             ),
+            held_layers=held,
+            held_bytes_per_block=sum(self._pages.page_bytes(layer) for layer in held),
+            blocks_held=self._pages.blocks if held else 0,
         )
 
     def _opened(self) -> Checkpoint:

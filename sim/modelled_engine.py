@@ -114,6 +114,9 @@ class ModelledEngine:
             weights=WeightSources(
                 kept_bytes=(len(atoms) - len(lacking)) * WEIGHT_BYTES, disk_bytes=len(lacking) * WEIGHT_BYTES
             ),
+            held_layers=tuple(self.layers),
+            held_bytes_per_block=len(self._pages) * PAGE_BYTES,
+            blocks_held=self.blocks if self._pages else 0,
         )
 
     async def reserve(self, blocks: int) -> int:
