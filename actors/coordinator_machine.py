@@ -53,7 +53,7 @@ from .pipeline_spec import CoordinatorLimits, PipelineSpec
 from .refactor import RefactorRefusedError
 from .roster import Roster
 from .route import STRATEGIES, Route, RouteError, StagePlacement
-from .takeover import forget_undecided, take_over
+from .takeover import ask_facts, forget_undecided, take_over
 
 
 class CoordinatorMachine:
@@ -66,7 +66,6 @@ class CoordinatorMachine:
         self.reason = "the pipeline was not started"
         self.route = Route(0, spec.stages)
         self.roster = Roster()
-        self.kv_blocks = 0
         self.highest_epoch = 0
         self._link_address = link_address
         self._failures = 0
@@ -126,19 +125,19 @@ class CoordinatorMachine:
 
     def _take_over(self, event: Start, committed: Committed) -> list[Instruction]:
         """Go on with what was decided."""
-        self.route, self.kv_blocks = committed.route, committed.kv_blocks
+        self.route = committed.route
         self._wanted = committed.route.stages
         found = take_over(event, committed, self.roster, self.spec)
         if found.is_broken:
             return [*found.instructions, *self._recover("the coordinator ended while the pipeline was broken")]
         self._go("took over")
         self.reason = ""
+        asking = [*found.instructions, SetTimer("ask", self.epoch, self.limits.resend_s)]
         if found.unfinished is None:
-            return found.instructions
+            return asking
         making = self._make(found.unfinished)
-        timers = [self._timer_of("resend", self.limits.resend_s), self._timer_of("switch", self.limits.switch_s_max)]
-        crossing = [making.cut_over(), *timers, *making.resume()]
-        return [*found.instructions, *crossing]
+        timers = [self._after("resend", self.limits.resend_s), self._after("switch", self.limits.switch_s_max)]
+        return [*asking, making.cut_over(), *timers, *making.resume()]
 
     def _refactor(self, event: Refactor) -> list[Instruction]:
         self.check_changeable()
@@ -170,7 +169,7 @@ class CoordinatorMachine:
     def _begin(self, change: Change) -> list[Instruction]:
         self.highest_epoch = change.epoch
         making = self._make(change)
-        timers = [self._timer_of("prepare", self.limits.prepare_s_max), self._timer_of("resend", self.limits.resend_s)]
+        timers = [self._after("prepare", self.limits.prepare_s_max), self._after("resend", self.limits.resend_s)]
         return [*making.begin(), *timers]
 
     def _make(self, change: Change) -> ChangeMachine:
@@ -220,7 +219,7 @@ class CoordinatorMachine:
         return []
 
     def _base_failed(self, sentence: str) -> list[Instruction]:
-        """The epoch that serves cannot go on, though no worker is lost (yet): two neighbours do not hear each other."""
+        """Two neighbours of the epoch that serves do not hear each other."""
         if self.state is not PipelineState.SERVING:
             return []
         if self.change is not None and self.change.phase is ChangePhase.COMMITTING:
@@ -232,7 +231,7 @@ class CoordinatorMachine:
         """The point of no return: the new route is the one that counts."""
         change = making.change
         cut_over = making.cut_over()
-        self.route, self.kv_blocks = change.route, change.kv_blocks
+        self.route = change.route
         self._wanted = change.route.stages
         told = {worker: facts for worker in change.route.workers if (facts := change.facts(worker)) is not None}
         self.roster.facts |= told
@@ -242,12 +241,11 @@ class CoordinatorMachine:
         if change.base is None:
             self._go("cut")
             self.reason = ""
-        return [cut_over, *making.cross(), self._timer_of("switch", self.limits.switch_s_max)]
+        return [cut_over, *making.cross(), self._after("switch", self.limits.switch_s_max)]
 
     def _release(self, making: ChangeMachine) -> list[Instruction]:
         leaving = making.change.leaving
-        reason = f"epoch {making.change.epoch} does not need this worker"
-        retired = self.roster.retire(leaving, kill=False, reason=reason)
+        retired = self.roster.retire(leaving, kill=False, reason=f"epoch {self.epoch} does not need this worker")
         making.change.gone.update(leaving)
         return [*retired, *making.enter("all Switched")]
 
@@ -346,7 +344,7 @@ class CoordinatorMachine:
         change.gone.add(worker)
         return []
 
-    def _timer_of(self, timer: str, after_s: float) -> SetTimer:
+    def _after(self, timer: str, after_s: float) -> SetTimer:
         return SetTimer(timer, self.highest_epoch, after_s)
 
     def _timer(self, event: TimerFired) -> list[Instruction]:
@@ -357,10 +355,12 @@ class CoordinatorMachine:
             case "steady" if self.state is PipelineState.SERVING and event.epoch == self.epoch:
                 self._failures = 0
                 return []
+            case "ask" if event.epoch == self.epoch and (asks := ask_facts(self.route, self.roster, self.spec)):
+                return [*asks, SetTimer("ask", self.epoch, self.limits.resend_s)]
             case _ if making is None or making.change.epoch != event.epoch:
                 return []
             case "resend":
-                return [*making.resend(), self._timer_of("resend", self.limits.resend_s)]
+                return [*making.resend(), self._after("resend", self.limits.resend_s)]
             case "prepare" if making.change.phase not in IRREVOCABLE | {ChangePhase.COMMITTING, ChangePhase.ABORTING}:
                 return self._too_slow(making, f"within {self.limits.prepare_s_max:g} s")
             case "switch" if making.change.phase is ChangePhase.SWITCHING:
@@ -372,9 +372,8 @@ class CoordinatorMachine:
         slow = making.change.unanswered()
         sentence = f"workers {', '.join(map(str, slow))} were not ready {when}"
         failed = self._fail(making, sentence)
-        if self.state is PipelineState.WAITING:
-            failed.extend(self.roster.retire(slow, kill=True, reason=sentence))
-        return failed
+        waiting = self.state is PipelineState.WAITING
+        return [*failed, *(self.roster.retire(slow, kill=True, reason=sentence) if waiting else [])]
 
     def _go(self, cause: str) -> None:
         self.state = PIPELINE_TRANSITIONS.after(self.state, cause)
@@ -391,11 +390,9 @@ class CoordinatorMachine:
         return [*ended, TakeDown("shutting_down", self.reason), *retired, *self._finish_if_all_gone()]
 
     def _finish_if_all_gone(self) -> list[Instruction]:
-        if not self.roster.is_empty:
-            return []
-        if self.state is PipelineState.FAILED:
+        if self.roster.is_empty and self.state is PipelineState.FAILED:
             return [Finish(True, self.reason)]
-        if self.state is PipelineState.STOPPING:
+        if self.roster.is_empty and self.state is PipelineState.STOPPING:
             self._go("all gone")
             return [Finish(False, "every worker left")]
         return []

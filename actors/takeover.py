@@ -13,7 +13,7 @@ from .journal import Committed, JournalRecord
 from .messages import Abort
 from .pipeline_spec import PipelineSpec
 from .roster import Roster
-from .route import STRATEGIES
+from .route import STRATEGIES, Route
 
 _ORPHANED = "the coordinator ended before it decided"
 
@@ -46,14 +46,19 @@ def take_over(event: Start, committed: Committed, roster: Roster, spec: Pipeline
     instructions.extend(roster.retire(strays, kill=True, reason="no epoch that was decided needs this worker"))
     if idle or broken:
         return Takeover(instructions, None, is_broken=True)
-    # The workers tell their facts again, which the journal does not hold.
-    asks = [TellWorker(worker, spec.prepare_message(route, stage)) for stage, worker in enumerate(route.workers)]
+    asks = ask_facts(route, roster, spec)
     if event.journal.released:
         return Takeover([*instructions, *asks], None, is_broken=False)
     change = Change(route, committed.strategy, before.route if before else None, kv_blocks=committed.kv_blocks)
     # Whoever lacks pages of a worker that is gone will say so.
     change.gone.update(worker for worker in change.leaving if worker not in roster)
     return Takeover([*instructions, *asks], change, is_broken=False)
+
+
+def ask_facts(route: Route, roster: Roster, spec: PipelineSpec) -> list[Instruction]:
+    """Let workers tell their facts again, which the journal does not hold: those that did not yet."""
+    lacking = [(stage, worker) for stage, worker in enumerate(route.workers) if worker not in roster.facts]
+    return [TellWorker(worker, spec.prepare_message(route, stage)) for stage, worker in lacking]
 
 
 def _undo(event: Start, committed: Committed, roster: Roster) -> list[Instruction]:
