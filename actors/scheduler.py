@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import trio
 
-from ..transport.interface import Link, PeerLostError
+from ..transport.interface import Link, LinkClosedError, PeerLostError
 from .event_log import EventLog
 from .generation import FailureKind, GenerationFailedError, GenerationRequest, TokenEvent
 from .messages import TO_STAGE, Cut, StepPlan, StepResult
@@ -273,6 +273,6 @@ async def _send_all(message: bytes, links: Sequence[Link]) -> bool:
     for link in links:
         try:
             await link.send([message])
-        except PeerLostError:
+        except (PeerLostError, LinkClosedError):  # the worker is gone, or the pool closed the link of one that is
             sent = False
     return sent
