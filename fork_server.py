@@ -1,7 +1,7 @@
-"""Starts workers in milliseconds: a process that imports the engine once and is forked for each of them.
+"""Starts workers without their imports: a process that imports the engine once and is forked for each of them.
 
-A worker of its own accord needs two seconds of a core for imports, which the workers that serve would feel; a forked one
-shares them, and their memory. The daemon starts it as ``python -m flexpipe.fork_server``; not meant for people.
+A worker of its own accord needs a core for its imports, which the workers that serve would feel; a forked one shares them, and
+their memory. The daemon starts it as ``python -m flexpipe.fork_server``; not meant for people.
 
 It talks in lines of JSON: orders come on stdin (`worker_process.WorkerOrder`), what became of them goes to stdout (`Forked`,
 `Ended`). It computes nothing, starts no thread (a thread does not survive a fork, its locks do), and ends with its daemon.

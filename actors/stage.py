@@ -1,8 +1,8 @@
 """The stage actor: carries out `stage_machine`'s instructions with an engine, a control link and the links of each epoch.
 
-One process, one `trio.run`; the engine computes in threads of its own behind `EnginePort`. A broken link to a neighbour is
-only logged: its other end's daemon knows best why, and the coordinator makes a new epoch. A broken control link means that
-the daemon is gone: the worker leaves.
+One process, one `trio.run`; the engine computes in threads of its own behind `EnginePort`. A broken link to a
+neighbour is told to the coordinator if its epoch serves, which then makes a new one. A broken control link means that the
+daemon is gone: the worker leaves.
 """
 
 from __future__ import annotations

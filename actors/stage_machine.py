@@ -133,11 +133,6 @@ class StageMachine:
         """The plan that is being computed."""
         return self._running
 
-    @property
-    def waiting_steps(self) -> int:
-        """Plans and cuts that are here and not yet begun."""
-        return len(self._queue)
-
     # --- the coordinator's commands and what follows from them ---
 
     def _prepare(self, event: Prepare) -> list[Instruction]:
