@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
-from ..runtime.interface import BufferView, EngineSpec, Int32Array, RaggedBatch, SampleRow, StageFacts, StageOutput
+from ..runtime.interface import BufferView, EngineSpec, RaggedBatch, SampleRow, StageFacts, StageOutput
+from .layer_pages import LayerPages
 
 LoadProgressed = Callable[[int, int], Awaitable[None]]
 """Told bytes done and bytes in all, in the actor's loop."""
@@ -40,11 +41,11 @@ class EnginePort(Protocol):
         """Let go of atoms outside ``keep`` and their pages; the bytes freed."""
         ...
 
-    async def gather_pages(self, layer: int, blocks: Int32Array, out: memoryview) -> int:
-        """Copy pages into ``out``; a checksum of what ``out`` then holds (`page_checksum` of it)."""
+    async def gather_pages(self, pages: Sequence[LayerPages], out: memoryview) -> int:
+        """Copy pages into ``out``, one after another; a checksum of what ``out`` then holds (`page_checksum` of it)."""
         ...
 
-    async def scatter_pages(self, layer: int, blocks: Int32Array, data: memoryview, checksum: int) -> bool:
+    async def scatter_pages(self, pages: Sequence[LayerPages], data: memoryview, checksum: int) -> bool:
         """Put pages in their places where ``data`` has this checksum; False, and nothing changed, where it has not."""
         ...
 

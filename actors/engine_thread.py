@@ -23,7 +23,6 @@ import trio
 from ..runtime.interface import (
     BufferView,
     EngineSpec,
-    Int32Array,
     RaggedBatch,
     SampleRow,
     StageEngine,
@@ -32,6 +31,7 @@ from ..runtime.interface import (
 )
 from ..runtime.page_checksum import page_checksum
 from .engine_port import LoadProgressed
+from .layer_pages import LayerPages, parts_of
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -124,24 +124,26 @@ class EngineThread:
             return 0
         return await _call(self._computing, self._loaded.drop, keep)
 
-    async def gather_pages(self, layer: int, blocks: Int32Array, out: memoryview) -> int:
+    async def gather_pages(self, pages: Sequence[LayerPages], out: memoryview) -> int:
         """Copy pages into ``out``; their checksum."""
         engine = self._loaded
 
         def gather() -> int:
-            engine.gather_pages(layer, blocks, out)
+            for part, data in parts_of(pages, out):
+                engine.gather_pages(part.layer, part.block_numbers, data)
             return page_checksum(out)
 
         return await self._copy(out.nbytes, gather)
 
-    async def scatter_pages(self, layer: int, blocks: Int32Array, data: memoryview, checksum: int) -> bool:
+    async def scatter_pages(self, pages: Sequence[LayerPages], data: memoryview, checksum: int) -> bool:
         """Put pages in their places where their checksum is right."""
         engine = self._loaded
 
         def scatter() -> bool:
             if page_checksum(data) != checksum:
                 return False
-            engine.scatter_pages(layer, blocks, data)
+            for part, its_data in parts_of(pages, data):
+                engine.scatter_pages(part.layer, part.block_numbers, its_data)
             return True
 
         return await self._copy(data.nbytes, scatter)

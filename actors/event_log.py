@@ -52,7 +52,7 @@ CATALOGUE: Mapping[str, tuple[str, ...]] = {
     "worker_switched": ("epoch", "step", "sent_bytes", "final_bytes"),
     "worker_released": ("epoch", "freed_bytes"),
     "epoch_discarded": ("epoch", "sentence"),
-    "pages_refused": ("epoch", "layer", "sentence"),
+    "pages_refused": ("epoch", "layers", "sentence"),
     "stage_step": ("epoch", "step", "tokens", "compute_s"),
     "stale_dropped": ("what", "epoch", "step"),
     "neighbour_lost": ("epoch", "link", "sentence"),

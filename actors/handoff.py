@@ -7,13 +7,13 @@ one is copied. Decides nothing.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 import numpy as np
 import trio
 
-from ..runtime.interface import EngineError, Int32Array
+from ..runtime.interface import EngineError
 from ..transport.interface import Transport, TransportError
 from .event_log import EventLog
 from .handoff_events import (
@@ -39,6 +39,7 @@ from .handoff_events import (
     Welcomed,
 )
 from .handoff_machine import HandoffLimits, HandoffMachine
+from .layer_pages import LayerPages
 from .messages import CopyTotals, Open, PageRun, PagesEnd, PagesWelcome
 from .page_ledger import PageLedger
 from .page_link import ArrivedRun, PageReceiver, PageSender
@@ -52,11 +53,11 @@ ARRIVALS_MAX = 3
 class PagePort(Protocol):
     """The part of an `EnginePort` that a handoff needs; see there."""
 
-    async def gather_pages(self, layer: int, blocks: Int32Array, out: memoryview) -> int:
+    async def gather_pages(self, pages: Sequence[LayerPages], out: memoryview) -> int:
         """Copy pages into ``out``; their checksum."""
         ...
 
-    async def scatter_pages(self, layer: int, blocks: Int32Array, data: memoryview, checksum: int) -> bool:
+    async def scatter_pages(self, pages: Sequence[LayerPages], data: memoryview, checksum: int) -> bool:
         """Put pages in their places where their checksum is right."""
         ...
 
@@ -199,12 +200,11 @@ class Handoff:
                 await self._hurry.wait()
 
     async def _send(self, job: SendRun) -> None:
-        run = PageRun(self._opened.epoch, job.layer, job.blocks.tobytes(), job.filled, job.page_bytes, 0)
-
         async def gather(out: memoryview) -> int:
-            return await self._engine.gather_pages(job.layer, job.blocks, out)
+            return await self._engine.gather_pages(job.pages, out)
 
-        await self._senders[job.transfer].send(run, len(job.blocks) * job.page_bytes, gather)
+        run = PageRun(self._opened.epoch, job.pages, checksum=0)
+        await self._senders[job.transfer].send(run, gather)
 
     async def _hear_acquirer(self, place: int, sender: PageSender) -> None:
         while True:
@@ -240,9 +240,8 @@ class Handoff:
         fault = self.machine.wrong_with(place, run, arrived.data.nbytes)
         if fault:
             return fault
-        blocks = np.frombuffer(run.blocks, np.int32)
-        if not await self._engine.scatter_pages(run.layer, blocks, arrived.data, run.checksum):
-            return f"its {len(blocks)} pages of layer {run.layer} have a wrong checksum"
+        if not await self._engine.scatter_pages(run.pages, arrived.data, run.checksum):
+            return f"its pages of layers {[part.layer for part in run.pages]} have a wrong checksum"
         return ""
 
     # --- carrying out ---
@@ -259,7 +258,8 @@ class Handoff:
             case SendEnd(transfer):
                 self._start(transfer, self._send_end, instruction)
             case Refuse(transfer, refusal):
-                self._log.emit("pages_refused", epoch=epoch, layer=refusal.layer, sentence=refusal.sentence)
+                layers = [part.layer for part in refusal.pages]
+                self._log.emit("pages_refused", epoch=epoch, layers=layers, sentence=refusal.sentence)
                 await self._receivers[transfer].refuse(refusal)
             case Vote():
                 await self._listener.handoff_voted(epoch)
@@ -306,7 +306,5 @@ class _Arrivals:
 
 
 def _share_pages(one: PageRun, other: PageRun) -> bool:
-    if one.layer != other.layer:
-        return False
-    mine, others = (np.frombuffer(run.blocks[: len(run.blocks) // 4 * 4], np.int32) for run in (one, other))
-    return bool(np.isin(mine, others).any())
+    others = {part.layer: part.block_numbers for part in other.pages}
+    return any(np.isin(part.block_numbers, others.get(part.layer, ())).any() for part in one.pages)

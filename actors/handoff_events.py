@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..runtime.interface import Int32Array
+from .layer_pages import LayerPages
 from .messages import CopyTotals, PageRun, PagesRefused, PagesWelcome
 
 # --- events: what this worker did ----------------------------------------------------------------------------------
@@ -102,13 +102,10 @@ Event = OwnEvent | PeerEvent
 
 @dataclass(frozen=True, slots=True)
 class SendRun:
-    """Send pages; ``filled`` (uint8) says how many tokens each block holds. ``hurried``: without rests."""
+    """Send pages. ``hurried``: without rests."""
 
     transfer: int
-    layer: int
-    blocks: Int32Array
-    filled: bytes
-    page_bytes: int
+    pages: tuple[LayerPages, ...]
     hurried: bool
 
 

@@ -59,7 +59,7 @@ from .transitions import Transitions
 
 @dataclass(frozen=True, slots=True)
 class HandoffLimits:
-    """``run_bytes_max`` before the cut and ``hurried_run_bytes_max`` after it: pages in one message.
+    """``run_bytes_max`` before the cut and ``hurried_run_bytes_max`` after it: pages of one message, of however many layers.
 
     ``runs_under_way_max``: runs of one transfer that may be under way after the cut, so that copying out, sending and copying
     in go on side by side. ``remaining_bytes_max``: what may be left at the vote.
@@ -324,12 +324,13 @@ class HandoffMachine:
         if event.fault:
             return self._refuse(event.transfer, taking, run, event.fault)
         taking.came(run)
-        self._ledger.arrived(np.frombuffer(run.blocks, np.int32), np.frombuffer(run.filled, np.uint8))
+        for part in run.pages:
+            self._ledger.arrived(part.block_numbers, np.frombuffer(part.filled, np.uint8))
         return self._across()
 
     def _refuse(self, place: int, taking: Taking, run: PageRun, fault: str) -> list[Instruction]:
         taking.refused(run)
-        refusal: Instruction = Refuse(place, PagesRefused(self._epoch, run.layer, run.blocks, fault))
+        refusal: Instruction = Refuse(place, PagesRefused(self._epoch, run.pages, fault))
         if taking.refusals <= self._limits.refusals_max:
             return [refusal]
         who = f"worker {taking.transfer.donor}"

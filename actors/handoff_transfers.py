@@ -6,13 +6,14 @@ Knows pages and bytes, neither states nor votes. Arrays are [layers of the trans
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from ..runtime.interface import BLOCK_TOKENS
 from .handoff_events import SendEnd, SendRun
+from .layer_pages import LayerPages, size_of
 from .messages import PageRun, PagesRefused, Transfer
 from .page_ledger import BlocksAtCut, Bools, Int64Array, PageLedger
 
@@ -42,7 +43,7 @@ class Giving:
         self._place = place
         self._sent: Int64Array = np.zeros((len(transfer.layers), blocks), np.int64)  # the version sent last
         self._refused: Bools = np.zeros(self._sent.shape, bool)  # since it was sent last
-        self._layer = 0  # place of the layer that this round has come to
+        self._layer = 0  # place of the layer to which this round has come
         self._in_round = False
 
     def may_send(self, runs_max: int) -> bool:
@@ -54,7 +55,7 @@ class Giving:
     @property
     def under_way_bytes(self) -> int:
         """Pages that are being sent: counted as sent already, not yet gone."""
-        return sum(len(run.blocks) * run.page_bytes for run in self.runs)
+        return sum(size_of(run.pages) for run in self.runs)
 
     def remaining_bytes(self, wanted: Int64Array, pages: Pages) -> int:
         """Bytes of ``wanted`` blocks that are unsent or under way."""
@@ -69,23 +70,26 @@ class Giving:
         self, wanted: Int64Array, pages: Pages, counted: SentPages, run_bytes_max: int, *, hurried: bool
     ) -> SendRun | None:
         """The next run of unsent pages among ``wanted``, layer by layer; None, and the round is over, where there is none."""
-        layers = len(self.transfer.layers)
-        for step in range(layers):
-            layer = (self._layer + step) % layers
-            blocks = wanted[self._unsent(layer, wanted, pages)]
-            if len(blocks):
-                self.rounds += not self._in_round or layer < self._layer
-                self._in_round, self._layer = True, layer
-                page_bytes = self.transfer.page_bytes[layer]
-                blocks = blocks[: max(1, run_bytes_max // page_bytes)]
-                self._count(layer, blocks, pages, counted, hurried=hurried)
-                filled = pages.filled[blocks].astype(np.uint8).tobytes()
-                number = self.transfer.layers[layer]
-                run = SendRun(self._place, number, blocks.astype(np.int32), filled, page_bytes, hurried)
-                self.runs.append(run)
-                return run
-        self._in_round, self._layer = False, 0
-        return None
+        parts: list[LayerPages] = []
+        room_bytes = run_bytes_max
+        for layer, unsent in self._unsent_by_layer(wanted, pages):
+            page_bytes = self.transfer.page_bytes[layer]
+            blocks = unsent[: max(not parts, room_bytes // page_bytes)]
+            if not len(blocks):
+                break
+            self._enter(layer)
+            self._count(layer, blocks, pages, counted, hurried=hurried)
+            filled = pages.filled[blocks].astype(np.uint8).tobytes()
+            parts.append(LayerPages(self.transfer.layers[layer], page_bytes, blocks.astype(np.int32).tobytes(), filled))
+            room_bytes -= len(blocks) * page_bytes
+            if len(blocks) < len(unsent):
+                break
+        if not parts:
+            self._in_round, self._layer = False, 0
+            return None
+        run = SendRun(self._place, tuple(parts), hurried)
+        self.runs.append(run)
+        return run
 
     def send_end(self) -> SendEnd:
         """The end."""
@@ -94,13 +98,30 @@ class Giving:
 
     def take_back(self, refusal: PagesRefused) -> bool:
         """The acquirer refused these pages: they are unsent. False, and nothing changed, where it was not given such pages."""
-        layers, blocks = self.transfer.layers, _blocks_of(refusal.blocks)
-        known = refusal.layer in layers and len(blocks) * 4 == len(refusal.blocks) > 0
-        if not known or not 0 <= blocks.min() <= blocks.max() < self._sent.shape[1]:
+        if not refusal.pages or not all(self._knows(part) for part in refusal.pages):
             return False
-        self._refused[layers.index(refusal.layer), blocks] = True
+        for part in refusal.pages:
+            self._refused[self.transfer.layers.index(part.layer), part.block_numbers] = True
         self.refusals += 1
         return True
+
+    def _knows(self, part: LayerPages) -> bool:
+        blocks = part.block_numbers
+        is_whole = part.layer in self.transfer.layers and len(blocks) * 4 == len(part.blocks) > 0
+        return is_whole and bool(0 <= blocks.min() <= blocks.max() < self._sent.shape[1])
+
+    def _unsent_by_layer(self, wanted: Int64Array, pages: Pages) -> Iterator[tuple[int, Int64Array]]:
+        """Places of layers with unsent blocks, each once, from the one to which this round has come."""
+        first, layers = self._layer, len(self.transfer.layers)
+        for layer in (*range(first, layers), *range(first)):
+            blocks = wanted[self._unsent(layer, wanted, pages)]
+            if len(blocks):
+                yield layer, blocks
+
+    def _enter(self, layer: int) -> None:
+        """The round comes to ``layer``; behind the last one another begins."""
+        self.rounds += not self._in_round or layer < self._layer
+        self._in_round, self._layer = True, layer
 
     def _unsent(self, layer: int | slice, blocks: Int64Array, pages: Pages) -> Bools:
         unsent: Bools = (self._sent[layer, blocks] < pages.version[blocks]) | self._refused[layer, blocks]
@@ -141,41 +162,46 @@ class Taking:
 
     def came(self, run: PageRun) -> None:
         """The pages of a run with which nothing was wrong are in their places."""
-        self._missing[self.transfer.layers.index(run.layer), _blocks_of(run.blocks)] = False
+        for part in run.pages:
+            self._missing[self.transfer.layers.index(part.layer), part.block_numbers] = False
 
     def refused(self, run: PageRun) -> None:
         """A run was refused: what it should have brought is missing. After the end that is known already."""
         self.refusals += 1
-        if not self.ended and run.layer in self.transfer.layers:
-            blocks = _blocks_of(run.blocks)
-            due = blocks[(blocks >= 0) & (blocks < self._blocks)]
-            self._missing[self.transfer.layers.index(run.layer), due] = self._live[due]
+        for part in run.pages if not self.ended else ():
+            if part.layer in self.transfer.layers:
+                blocks = part.block_numbers
+                due = blocks[(blocks >= 0) & (blocks < self._blocks)]
+                self._missing[self.transfer.layers.index(part.layer), due] = self._live[due]
 
     def wrong_with(self, run: PageRun, size: int) -> str:
         """What in a run of ``size`` bytes is not what was agreed, "" where all is."""
-        agreed = self.transfer
         if run.epoch != self._epoch:
             return f"it is of epoch {run.epoch}, this transfer of epoch {self._epoch}"
-        if run.layer not in agreed.layers:
-            return f"layer {run.layer} is none of the layers {list(agreed.layers)} that were agreed"
-        layer = agreed.layers.index(run.layer)
+        layers = [part.layer for part in run.pages]
+        if not layers or len(set(layers)) < len(layers):
+            return f"it has pages of layers {layers}; it must have those of one or more, each once"
+        if faults := [fault for part in run.pages if (fault := self._wrong_with(part))]:
+            return faults[0]
+        if size != size_of(run.pages):
+            return f"{size_of(run.pages)} bytes of pages came with {size} bytes"
+        return ""
+
+    def _wrong_with(self, part: LayerPages) -> str:
+        agreed = self.transfer
+        if part.layer not in agreed.layers:
+            return f"layer {part.layer} is none of the layers {list(agreed.layers)} that were agreed"
+        layer = agreed.layers.index(part.layer)
         page_bytes = agreed.page_bytes[layer]
-        if run.page_bytes != page_bytes:
-            return f"its pages have {run.page_bytes} bytes, those of layer {run.layer} have {page_bytes}"
-        if not run.blocks or len(run.blocks) % 4 or len(run.filled) != len(run.blocks) // 4:
-            return f"it names {len(run.blocks)} bytes of blocks and {len(run.filled)} fill levels"
-        blocks, filled = _blocks_of(run.blocks), np.frombuffer(run.filled, np.uint8)
+        if part.page_bytes != page_bytes:
+            return f"its pages have {part.page_bytes} bytes, those of layer {part.layer} have {page_bytes}"
+        if not part.blocks or len(part.blocks) % 4 or len(part.filled) != len(part.blocks) // 4:
+            return f"it names {len(part.blocks)} bytes of blocks and {len(part.filled)} fill levels"
+        blocks, filled = part.block_numbers, np.frombuffer(part.filled, np.uint8)
         if not 0 <= blocks[0] <= blocks[-1] < self._blocks or (blocks[1:] <= blocks[:-1]).any():
             return f"its blocks are not ascending ones below {self._blocks}: {blocks[:8].tolist()}"
         if not 1 <= filled.min() <= filled.max() <= BLOCK_TOKENS:
             return f"a block holds 1 to {BLOCK_TOKENS} tokens, not {filled.min()} to {filled.max()}"
-        if size != len(blocks) * page_bytes:
-            return f"{len(blocks)} pages of {page_bytes} bytes came with {size} bytes"
         if self.ended and not self._missing[layer, blocks].all():
             return f"its transfer had ended, and blocks {blocks[:8].tolist()} were not refused before"
         return ""
-
-
-def _blocks_of(data: bytes) -> npt.NDArray[np.int32]:
-    """The whole int32 in bytes that a peer sent."""
-    return np.frombuffer(data[: len(data) // 4 * 4], np.int32)

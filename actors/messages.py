@@ -12,8 +12,9 @@ import msgspec
 
 from ..runtime.interface import EngineSpec, SampledToken, SamplingParams, StageFacts
 from ..transport.codec import Codec
+from .layer_pages import LayerPages
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 """Sent in `Hello`; a worker that speaks another is refused."""
 
 
@@ -274,17 +275,13 @@ class Activation(Message, frozen=True, tag=True):
 
 
 class PageRun(Message, frozen=True, tag=True):
-    """Donor → acquirer: pages of ``blocks`` (int32) of one layer, one after another, in a ring slot or the second part.
+    """Donor → acquirer: ``pages``, one after another, in a ring slot or the second part; ``checksum`` is over all their bytes.
 
-    ``filled`` (uint8) says how many tokens each block holds; ``checksum`` is over the pages' bytes. Answered by nothing, or by
-    `PagesRefused`.
+    Answered by nothing, or by `PagesRefused`.
     """
 
     epoch: int
-    layer: int
-    blocks: bytes
-    filled: bytes
-    page_bytes: int
+    pages: tuple[LayerPages, ...]
     checksum: int
     slot: int = -1
 
@@ -302,11 +299,10 @@ class PagesWelcome(Message, frozen=True, tag=True):
 
 
 class PagesRefused(Message, frozen=True, tag=True):
-    """Acquirer → donor: a `PageRun` was not what was agreed; ``sentence`` says why. The donor sends those pages again."""
+    """Acquirer → donor: a `PageRun` was not what was agreed; ``sentence`` says why. The donor sends its ``pages`` again."""
 
     epoch: int
-    layer: int
-    blocks: bytes
+    pages: tuple[LayerPages, ...]
     sentence: str
 
 

@@ -12,6 +12,7 @@ import msgspec
 
 from ..transport.interface import Transport
 from .bulk_link import BulkReceiver, BulkSender, ring_path
+from .layer_pages import size_of
 from .messages import TO_ACQUIRER, TO_DONOR, PageRun, PagesEnd, PagesRefused, PagesWelcome
 
 RING_SLOTS = 3
@@ -39,12 +40,12 @@ class PageSender:
         link = await transport.connect(address, name=name)
         return cls(BulkSender(link, ring_path(address), slots=RING_SLOTS), run_bytes_max)
 
-    async def send(self, run: PageRun, size: int, gather: Callable[[memoryview], Awaitable[int]]) -> None:
-        """Send ``size`` bytes of pages that ``gather`` puts into the memory it is given; it answers their checksum.
+    async def send(self, run: PageRun, gather: Callable[[memoryview], Awaitable[int]]) -> None:
+        """Send the pages of ``run``, which ``gather`` puts into the memory it is given; it answers their checksum.
 
         Waits while the acquirer is too far behind. Raises `PeerLostError`.
         """
-        bulk = await self._bulk.take(size, self._run_bytes_max)
+        bulk = await self._bulk.take(size_of(run.pages), self._run_bytes_max)
         try:
             checksum = await gather(bulk.data)
         except BaseException:
@@ -95,8 +96,7 @@ class PageReceiver:
         message = TO_ACQUIRER.decode(first)
         if isinstance(message, PagesEnd):
             return message
-        size = max(0, message.page_bytes) * (len(message.blocks) // 4)
-        return ArrivedRun(message, self._bulk.view(message.slot, size, parts))
+        return ArrivedRun(message, self._bulk.view(message.slot, size_of(message.pages), parts))
 
     def release(self, run: PageRun) -> None:
         """The pages of ``run`` are in their places, or will not be."""

@@ -16,6 +16,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,9 +26,10 @@ import trio
 from ..actors.event_log import EventLog
 from ..actors.handoff import Handoff
 from ..actors.handoff_machine import HandoffLimits
+from ..actors.layer_pages import LayerPages, parts_of
 from ..actors.messages import CopyTotals, Open, Transfer
 from ..actors.page_ledger import PageLedger
-from ..runtime.interface import BLOCK_TOKENS, Int32Array
+from ..runtime.interface import BLOCK_TOKENS
 from ..runtime.kv_pages import KvPages
 from ..runtime.mapped_memory import AddressSpace
 from ..runtime.page_checksum import page_checksum
@@ -68,22 +70,24 @@ class Pages:
         for layer in self.held.layers.values():
             layer.pages.fill_(value)
 
-    async def gather_pages(self, layer: int, blocks: Int32Array, out: memoryview) -> int:
+    async def gather_pages(self, pages: Sequence[LayerPages], out: memoryview) -> int:
         """See `EnginePort`."""
 
         def gather() -> int:
-            self.held.gather(layer, blocks, out)
+            for part, data in parts_of(pages, out):
+                self.held.gather(part.layer, part.block_numbers, data)
             return page_checksum(out)
 
         return await trio.to_thread.run_sync(gather)
 
-    async def scatter_pages(self, layer: int, blocks: Int32Array, data: memoryview, checksum: int) -> bool:
+    async def scatter_pages(self, pages: Sequence[LayerPages], data: memoryview, checksum: int) -> bool:
         """See `EnginePort`."""
 
         def scatter() -> bool:
             if page_checksum(data) != checksum:
                 return False
-            self.held.scatter(layer, blocks, data)
+            for part, its_data in parts_of(pages, data):
+                self.held.scatter(part.layer, part.block_numbers, its_data)
             return True
 
         return await trio.to_thread.run_sync(scatter)

@@ -20,6 +20,7 @@ import numpy.typing as npt
 import trio
 
 from ..actors.engine_port import LoadProgressed
+from ..actors.layer_pages import LayerPages, parts_of
 from ..runtime.interface import (
     BLOCK_TOKENS,
     BufferView,
@@ -167,19 +168,22 @@ class ModelledEngine:
             self._pages = {layer: pages for layer, pages in self._pages.items() if layer in kept}
             return self._free_bytes() - before
 
-    async def gather_pages(self, layer: int, blocks: Int32Array, out: memoryview) -> int:
+    async def gather_pages(self, pages: Sequence[LayerPages], out: memoryview) -> int:
         """Copy pages into ``out``."""
-        await trio.sleep(self.speed.page_s * len(blocks))
-        out[:] = self._rows(layer, blocks)[blocks].tobytes()
+        await trio.sleep(self.speed.page_s * sum(len(part.block_numbers) for part in pages))
+        for part, data in parts_of(pages, out):
+            blocks = part.block_numbers
+            data[:] = self._rows(part.layer, blocks)[blocks].tobytes()
         return page_checksum(out)
 
-    async def scatter_pages(self, layer: int, blocks: Int32Array, data: memoryview, checksum: int) -> bool:
+    async def scatter_pages(self, pages: Sequence[LayerPages], data: memoryview, checksum: int) -> bool:
         """Put pages in their places."""
-        await trio.sleep(self.speed.page_s * len(blocks))
-        rows = self._rows(layer, blocks)
+        await trio.sleep(self.speed.page_s * sum(len(part.block_numbers) for part in pages))
+        rows = [self._rows(part.layer, part.block_numbers) for part in pages]
         if page_checksum(data) != checksum:
             return False
-        rows[blocks] = np.frombuffer(data, np.uint64).reshape(len(blocks), BLOCK_TOKENS)
+        for place, (part, its_data) in zip(rows, parts_of(pages, data), strict=True):
+            place[part.block_numbers] = np.frombuffer(its_data, np.uint64).reshape(-1, BLOCK_TOKENS)
         return True
 
     def peak_rss_bytes(self) -> int:

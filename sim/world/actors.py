@@ -18,6 +18,7 @@ from ...actors.engine_port import LoadProgressed
 from ...actors.event_log import EventLog
 from ...actors.generation import FailureKind
 from ...actors.journal import JournalError, JournalRecord, fold
+from ...actors.layer_pages import LayerPages
 from ...actors.messages import FromStage, Hello, StageReport, StepResult
 from ...actors.scheduler import Scheduler
 from ...actors.scheduler_events import Event as SchedulerEvent
@@ -26,7 +27,6 @@ from ...actors.stage_events import Instruction as StageInstruction
 from ...actors.worker_pool import WorkerPool
 from ...runtime.interface import (
     EngineSpec,
-    Int32Array,
     OutOfMemoryError,
     StageFacts,
 )
@@ -71,9 +71,9 @@ class WorldEngine(ModelledEngine):
         self.checks.engine_used(self.worker, self)
         return reserved
 
-    async def gather_pages(self, layer: int, blocks: Int32Array, out: memoryview) -> int:
+    async def gather_pages(self, pages: Sequence[LayerPages], out: memoryview) -> int:
         """See `EnginePort`."""
-        checksum = await super().gather_pages(layer, blocks, out)
+        checksum = await super().gather_pages(pages, out)
         if self.damages_pages > 0:
             self.damages_pages -= 1
             out[len(out) // 2] ^= 0x10

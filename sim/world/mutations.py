@@ -6,7 +6,7 @@ the simulation.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -18,6 +18,7 @@ from ...actors.coordinator_events import Instruction as CoordinatorInstruction
 from ...actors.coordinator_events import Start, TimerFired, WorkerSaid
 from ...actors.coordinator_machine import CoordinatorMachine
 from ...actors.event_log import EventLog
+from ...actors.layer_pages import LayerPages
 from ...actors.messages import Confirm, CopyTotals, Loaded, Open, Prepare, Prepared, Released, StepPlan, Switched
 from ...actors.page_ledger import PageLedger
 from ...actors.scheduler_events import (
@@ -31,9 +32,9 @@ from ...actors.scheduler_machine import SchedulerLimits, SchedulerMachine
 from ...actors.stage_events import CutHandoff, EpochInstruction, Tell
 from ...actors.stage_events import Instruction as StageInstruction
 from ...actors.stage_machine import StageMachine
-from ...actors.step_plan import Sequence
+from ...actors.step_plan import Sequence as PlannedSequence
 from ...actors.worker_epoch import Phase
-from ...runtime.interface import BLOCK_TOKENS, Int32Array
+from ...runtime.interface import BLOCK_TOKENS
 from ...runtime.page_checksum import page_checksum
 from .actors import WorldEngine, WorldScheduler, WorldStage
 
@@ -127,14 +128,14 @@ class _ForgetsSampling(SchedulerMachine):
 
 
 class _DeliversTwice(SchedulerMachine):
-    def _requeue(self, request: Sequence) -> None:
+    def _requeue(self, request: PlannedSequence) -> None:
         super()._requeue(request)
         if request.outputs > 0:
             request.tokens.pop()
 
 
 class _LeaksBlocks(SchedulerMachine):
-    def _end(self, request: Sequence) -> None:
+    def _end(self, request: PlannedSequence) -> None:
         del self._running[request.id]
         self._retire(request)
 
@@ -268,9 +269,9 @@ class LoseDirtyBit(PageLedger):
 class IgnoreChecksum(WorldEngine):
     """Takes pages whatever their checksum."""
 
-    async def scatter_pages(self, layer: int, blocks: Int32Array, data: memoryview, checksum: int) -> bool:  # noqa: ARG002
+    async def scatter_pages(self, pages: Sequence[LayerPages], data: memoryview, checksum: int) -> bool:  # noqa: ARG002
         """See `EnginePort`."""
-        return await super().scatter_pages(layer, blocks, data, page_checksum(data))
+        return await super().scatter_pages(pages, data, page_checksum(data))
 
 
 class ForgetWhenReserving(WorldEngine):

@@ -10,6 +10,7 @@ import trio
 from flexpipe.actors.event_log import EventLog
 from flexpipe.actors.handoff import Handoff
 from flexpipe.actors.handoff_machine import HandoffLimits, HandoffState
+from flexpipe.actors.layer_pages import LayerPages
 from flexpipe.actors.messages import (
     TO_ACQUIRER,
     TO_DONOR,
@@ -25,7 +26,7 @@ from flexpipe.runtime.interface import EngineError
 from flexpipe.runtime.page_checksum import page_checksum
 from flexpipe.transport.memory import MemoryNetwork
 from flexpipe.transport.zmq_link import ZmqTransport
-from page_store import PAGE_BYTES, PageStore, int32, live_bits, plan_of
+from page_store import PAGE_BYTES, PageStore, layer_pages, live_bits, plan_of
 from trio.testing import wait_all_tasks_blocked
 
 EPOCH = 4
@@ -44,16 +45,16 @@ class SlowStore(PageStore):
         self.error = None
         self.gathered_at = []
 
-    async def gather_pages(self, layer, blocks, out):
+    async def gather_pages(self, pages, out):
         await self.copy()
         self.gathered_at.append(trio.current_time())
-        checksum = await super().gather_pages(layer, blocks, out)
+        checksum = await super().gather_pages(pages, out)
         self.spoilt -= 1
         return checksum ^ (self.spoilt >= 0)
 
-    async def scatter_pages(self, layer, blocks, data, checksum):
+    async def scatter_pages(self, pages, data, checksum):
         await self.copy()
-        return await super().scatter_pages(layer, blocks, data, checksum)
+        return await super().scatter_pages(pages, data, checksum)
 
     async def copy(self):
         if self.error is not None:
@@ -311,7 +312,7 @@ async def lying_peer(tmp_path, *, role):
 def run_of(layer=0, epoch=EPOCH, blocks=(0,), page_bytes=PAGE_BYTES, checksum=None, fill=b"\7"):
     data = fill * (len(blocks) * page_bytes)
     right = page_checksum(memoryview(data))
-    run = PageRun(epoch, layer, int32(blocks), bytes([16] * len(blocks)), page_bytes, checksum or right)
+    run = PageRun(epoch, (layer_pages(layer, blocks, page_bytes=page_bytes),), checksum or right)
     return [TO_ACQUIRER.encode(run), data]
 
 
@@ -354,8 +355,8 @@ async def test_an_acquirer_whose_donor_sends_garbage_fails_and_lives(autojump_cl
     [
         [b"\xff\xff"],
         [TO_DONOR.encode(PagesWelcome(9))],
-        [TO_DONOR.encode(PagesRefused(EPOCH, 9, int32([0]), "no"))],
-        [TO_DONOR.encode(PagesRefused(EPOCH, 0, b"123", "no"))],
+        [TO_DONOR.encode(PagesRefused(EPOCH, (layer_pages(9, [0]),), "no"))],
+        [TO_DONOR.encode(PagesRefused(EPOCH, (LayerPages(0, PAGE_BYTES, b"123", b"\x10"),), "no"))],
         [TO_ACQUIRER.encode(PagesEnd(EPOCH))],
     ],
     ids=repr,

@@ -39,7 +39,7 @@ from flexpipe.actors.handoff_machine import (
 from flexpipe.actors.messages import Open, PageRun, PagesRefused, PagesWelcome, Transfer
 from flexpipe.actors.page_ledger import PageLedger
 from flexpipe.runtime.interface import BLOCK_TOKENS
-from page_store import PAGE_BYTES, PageStore, int32, live_bits, plan_of
+from page_store import PAGE_BYTES, PageStore, layer_pages, live_bits, plan_of
 
 EPOCH = 5
 BLOCKS = 24
@@ -63,11 +63,27 @@ def ran(ledger, *rows):
 
 
 def run_of(layer=2, blocks=(0,), filled=None, epoch=EPOCH, page_bytes=PAGE_BYTES):
-    return PageRun(epoch, layer, int32(blocks), bytes(filled or [16] * len(blocks)), page_bytes, 0)
+    return PageRun(epoch, (layer_pages(layer, blocks, filled, page_bytes),), 0)
 
 
 def refusal(layer=0, blocks=(0,), epoch=EPOCH):
-    return PagesRefused(epoch, layer, int32(blocks), "it was wet")
+    return PagesRefused(epoch, (layer_pages(layer, blocks),), "it was wet")
+
+
+def altered(message, **changes):
+    """A run or a refusal whose one layer says something else."""
+    (part,) = message.pages
+    return msgspec.structs.replace(message, pages=(msgspec.structs.replace(part, **changes),))
+
+
+def pages_in(run):
+    """The (layer, blocks) of a run."""
+    return [(part.layer, part.block_numbers.tolist()) for part in run.pages]
+
+
+def pages_of(run):
+    """Every (layer, block) of a run."""
+    return {(layer, block) for layer, blocks in pages_in(run) for block in blocks}
 
 
 def welcomed(transfer=GIVEN):
@@ -93,7 +109,7 @@ def finish(machine, live):
     while answers:
         job = answers.pop(0)
         if isinstance(job, SendRun):
-            sent.append((job.layer, job.blocks.tolist(), list(job.filled)))
+            sent += [(part.layer, part.block_numbers.tolist(), list(part.filled)) for part in job.pages]
             answers += machine.handle(RunSent(job.transfer))
         elif isinstance(job, SendEnd):
             sent.append("end")
@@ -237,7 +253,7 @@ def test_a_donor_votes_once_what_is_left_is_little_and_tells_how_far_it_is_until
     machine, _ = donor((1, 0, 32, [0, 1]), limits=limits)
     machine.handle(Begin())
     (run,) = machine.handle(welcomed())
-    assert (run.layer, run.blocks.tolist(), run.hurried) == (0, [0], False)
+    assert (pages_in(run), run.hurried) == ([(0, [0])], False)
     answers = machine.handle(RunSent(GIVEN))
     assert kinds(answers) == [SendRun, Progress]
     assert answers[1] == Progress(PAGE_BYTES, 3 * PAGE_BYTES)
@@ -284,7 +300,7 @@ def test_blocks_that_fill_after_the_vote_are_copied_before_the_cut():
     machine, ledger = precopied((1, 0, 15, [0]))
     ran(ledger, (1, 15, 1, [0]))
     (run,) = machine.handle(StepEnded())
-    assert (run.layer, run.blocks.tolist()) == (0, [0])
+    assert pages_in(run) == [(0, [0]), (1, [0])]
 
 
 def test_blocks_that_nobody_held_at_the_opening_and_wrote_since_are_copied_and_others_are_not():
@@ -292,7 +308,7 @@ def test_blocks_that_nobody_held_at_the_opening_and_wrote_since_are_copied_and_o
     assert machine.totals.sent_bytes == 2 * PAGE_BYTES
     ran(ledger, (3, 0, 16, [5]))
     (run,) = machine.handle(StepEnded())
-    assert run.blocks.tolist() == [5]
+    assert pages_in(run) == [(0, [5]), (1, [5])]
 
 
 def test_a_block_that_got_a_new_life_is_sent_anew_and_not_counted_as_resent():
@@ -307,7 +323,7 @@ def test_a_block_that_changed_in_the_life_in_which_it_was_sent_is_counted_as_res
     machine, ledger = precopied((1, 0, 16, [0]))
     ran(ledger, (1, 15, 1, [0]))  # KV is append-only, so this does not happen; yet it would be right
     machine.handle(StepEnded())
-    assert machine.totals.resent_bytes == PAGE_BYTES
+    assert machine.totals.resent_bytes == 2 * PAGE_BYTES
 
 
 def test_a_page_that_a_step_wrote_to_while_it_was_copied_is_copied_again():
@@ -328,7 +344,7 @@ def test_blocks_beyond_the_room_of_the_next_epoch_wait_for_the_cut():
     machine = HandoffMachine(opened(TRANSFERS[:1], live=range(BLOCKS), blocks=8), DONOR, ledger)
     machine.handle(Begin())
     (run, _) = machine.handle(welcomed())
-    assert run.blocks.tolist() == [3]
+    assert pages_in(run) == [(0, [3]), (1, [3])]
 
 
 def test_a_round_is_one_pass_over_the_layers():
@@ -337,8 +353,28 @@ def test_a_round_is_one_pass_over_the_layers():
     ran(ledger, (2, 0, 16, [1]))
     machine.handle(StepEnded())
     machine.handle(RunSent(GIVEN))
-    machine.handle(RunSent(GIVEN))
     assert machine.totals.rounds == 2
+
+
+def test_a_run_carries_pages_of_as_many_layers_as_there_is_room_for_and_the_next_goes_on_from_there():
+    wide = Transfer(DONOR, ACQUIRER, "memory://a", (0, 1, 2), (PAGE_BYTES, 2 * PAGE_BYTES, PAGE_BYTES))
+    limits = HandoffLimits(run_bytes_max=6 * PAGE_BYTES)
+    machine, _ = donor((1, 0, 48, [0, 1, 2]), transfers=[wide], limits=limits)
+    machine.handle(Begin())
+    (first, _) = machine.handle(welcomed())
+    (second, *_) = machine.handle(RunSent(GIVEN))
+    assert pages_in(first) == [(0, [0, 1, 2]), (1, [0])]
+    assert pages_in(second) == [(1, [1, 2]), (2, [0, 1])]
+    (third, *_) = machine.handle(RunSent(GIVEN))
+    assert pages_in(third) == [(2, [2])]
+    assert machine.totals.rounds == 1
+
+
+def test_a_page_above_the_size_of_a_run_goes_alone():
+    machine, _ = donor((1, 0, 16, [0]), limits=HandoffLimits(run_bytes_max=PAGE_BYTES - 1))
+    machine.handle(Begin())
+    (run, _) = machine.handle(welcomed())
+    assert pages_in(run) == [(0, [0])]
 
 
 def test_residual_tokens_are_those_of_the_request_with_the_most():
@@ -350,7 +386,7 @@ def test_residual_tokens_are_those_of_the_request_with_the_most():
 def test_refused_pages_are_sent_again_and_counted_as_resent():
     machine, _ = precopied((1, 0, 16, [0]))
     (run,) = machine.handle(RunRefused(GIVEN, refusal(layer=1)))
-    assert (run.layer, run.blocks.tolist()) == (1, [0])
+    assert pages_in(run) == [(1, [0])]
     assert machine.totals.resent_bytes == PAGE_BYTES
 
 
@@ -359,7 +395,7 @@ def test_refused_pages_are_sent_again_even_after_the_end_and_when_across():
     finish(machine, [0])
     assert machine.state is HandoffState.ACROSS
     (run,) = machine.handle(RunRefused(GIVEN, refusal()))
-    assert (run.layer, run.blocks.tolist(), run.hurried) == (0, [0], True)
+    assert (pages_in(run), run.hurried) == ([(0, [0])], True)
     assert machine.handle(RunSent(GIVEN)) == []
 
 
@@ -369,7 +405,7 @@ def test_what_the_new_epoch_writes_is_not_sent_with_refused_pages():
     ran(ledger, (2, 3, 1, [1]))
     assert machine.handle(StepEnded()) == []
     (run,) = machine.handle(RunRefused(GIVEN, refusal()))
-    assert (run.layer, run.blocks.tolist()) == (0, [0])
+    assert pages_in(run) == [(0, [0])]
     assert machine.handle(RunSent(GIVEN)) == []
 
 
@@ -390,7 +426,8 @@ def test_one_refusal_too_many_fails_with_the_last_reason():
         refusal(blocks=[-1]),
         refusal(blocks=[]),
         refusal(epoch=EPOCH - 1),
-        msgspec.structs.replace(refusal(), blocks=b"12345"),
+        altered(refusal(), blocks=b"12345"),
+        msgspec.structs.replace(refusal(), pages=()),
     ],
     ids=repr,
 )
@@ -426,7 +463,7 @@ def acquirer(limits=HandoffLimits()):
         (run_of(-1), PAGE_BYTES, "layer -1"),
         (run_of(0, page_bytes=32), 32, "32 bytes"),
         (run_of(0, []), 0, "0 bytes of blocks"),
-        (msgspec.structs.replace(run_of(0), blocks=b"12345"), PAGE_BYTES, "5 bytes of blocks"),
+        (altered(run_of(0), blocks=b"12345"), PAGE_BYTES, "5 bytes of blocks"),
         (run_of(0, [0, 1], [16]), 2 * PAGE_BYTES, "1 fill levels"),
         (run_of(0, [BLOCKS]), PAGE_BYTES, "ascending"),
         (run_of(0, [-1, 3]), 2 * PAGE_BYTES, "ascending"),
@@ -434,8 +471,11 @@ def acquirer(limits=HandoffLimits()):
         (run_of(0, [3, 2]), 2 * PAGE_BYTES, "ascending"),
         (run_of(0, [-(2**31), 2**31 - 1]), 2 * PAGE_BYTES, "ascending"),
         (run_of(0, [3], [17]), PAGE_BYTES, "17"),
-        (msgspec.structs.replace(run_of(0), filled=b"\0"), PAGE_BYTES, "not 0"),
+        (altered(run_of(0), filled=b"\0"), PAGE_BYTES, "not 0"),
         (run_of(0, [3]), PAGE_BYTES - 1, f"{PAGE_BYTES - 1} bytes"),
+        (PageRun(EPOCH, (), 0), 0, "one or more"),
+        (PageRun(EPOCH, (layer_pages(0, [3]), layer_pages(0, [3])), 0), 2 * PAGE_BYTES, "each once"),
+        (PageRun(EPOCH, (layer_pages(0, [3]), layer_pages(9, [3])), 0), 2 * PAGE_BYTES, "layer 9"),
     ],
 )
 def test_a_run_that_is_not_what_was_agreed_is_refused_by_name(run, size, says):
@@ -443,9 +483,7 @@ def test_a_run_that_is_not_what_was_agreed_is_refused_by_name(run, size, says):
     fault = machine.wrong_with(GIVEN, run, size)
     assert says in fault
     before = ledger.filled.tolist()
-    assert machine.handle(RunCame(GIVEN, run, fault)) == [
-        Refuse(GIVEN, PagesRefused(EPOCH, run.layer, run.blocks, fault))
-    ]
+    assert machine.handle(RunCame(GIVEN, run, fault)) == [Refuse(GIVEN, PagesRefused(EPOCH, run.pages, fault))]
     assert ledger.filled.tolist() == before
 
 
@@ -666,9 +704,9 @@ class History:
             self.forward[place].append((None, b"", False))
             self.tell(donor, EndSent(place))
             return
-        run = PageRun(EPOCH, job.layer, job.blocks.tobytes(), job.filled, job.page_bytes, 0)
+        run = PageRun(EPOCH, job.pages, 0)
         spoilt = self.chance.random() < 0.1
-        self.forward[place].append((run, donor.store.gather(job.layer, job.blocks), spoilt))
+        self.forward[place].append((run, donor.store.gather(job.pages), spoilt))
         self.spoilt += spoilt
         self.tell(donor, RunSent(place))
 
@@ -681,7 +719,7 @@ class History:
         self.delivered_bytes += len(data)
         assert worker.machine.wrong_with(place, run, len(data)) == ""
         if not spoilt:
-            worker.store.scatter(run.layer, np.frombuffer(run.blocks, np.int32), data)
+            worker.store.scatter(run.pages, data)
         self.tell(worker, RunCame(place, run, "a wrong checksum" if spoilt else ""))
 
     def answer(self, place):
@@ -710,7 +748,7 @@ class History:
         for other in under_way:
             assert job.hurried
             assert other.hurried
-            assert job.layer != other.layer or not set(job.blocks.tolist()) & set(other.blocks.tolist())
+            assert not pages_of(job) & pages_of(other)
         assert len(under_way) < 3
 
     def check(self, worker):

@@ -11,7 +11,7 @@ from flexpipe.runtime.page_checksum import page_checksum
 from flexpipe.transport.interface import FrameError, LinkClosedError, PeerLostError
 from flexpipe.transport.memory import MemoryNetwork
 from flexpipe.transport.zmq_link import ZmqTransport
-from page_store import int32
+from page_store import layer_pages
 
 PAGE_BYTES = 4096
 RUN_BYTES_MAX = 8 * PAGE_BYTES
@@ -23,7 +23,7 @@ def pages(seed, count=2):
 
 
 def run_of(count=2, slot=-1, page_bytes=PAGE_BYTES):
-    return PageRun(EPOCH, 1, int32(range(count)), bytes([16] * count), page_bytes, 0, slot)
+    return PageRun(EPOCH, (layer_pages(1, range(count), page_bytes=page_bytes),), 0, slot)
 
 
 def filling(data):
@@ -73,7 +73,7 @@ async def link(kind, address):
 async def test_pages_arrive_as_they_were_gathered_with_their_checksum(link, kind):
     sender, receiver = link
     for seed in range(3 * RING_SLOTS):
-        await sender.send(run_of(), 2 * PAGE_BYTES, filling(pages(seed)))
+        await sender.send(run_of(), filling(pages(seed)))
         arrived = await receiver.receive()
         assert arrived.data.tobytes() == pages(seed)
         assert arrived.run.checksum == page_checksum(memoryview(pages(seed)))
@@ -85,7 +85,7 @@ async def test_an_end_and_a_refusal_arrive(link):
     sender, receiver = link
     await sender.send_end(EPOCH)
     assert await receiver.receive() == PagesEnd(EPOCH)
-    refusal = PagesRefused(EPOCH, 1, int32([1]), "wet")
+    refusal = PagesRefused(EPOCH, (layer_pages(1, [1]),), "wet")
     await receiver.refuse(refusal)
     assert await sender.receive() == refusal
 
@@ -98,11 +98,11 @@ async def test_a_gather_that_fails_or_is_cancelled_costs_no_slot(link):
 
     for _ in range(2 * RING_SLOTS):
         with pytest.raises(ZeroDivisionError):
-            await sender.send(run_of(), 2 * PAGE_BYTES, broken)
+            await sender.send(run_of(), broken)
         with trio.move_on_after(0) as scope:
-            await sender.send(run_of(), 2 * PAGE_BYTES, filling(pages(0)))
+            await sender.send(run_of(), filling(pages(0)))
         assert scope.cancelled_caught
-    await sender.send(run_of(), 2 * PAGE_BYTES, filling(pages(1)))
+    await sender.send(run_of(), filling(pages(1)))
     assert (await receiver.receive()).data.tobytes() == pages(1)
 
 
@@ -135,14 +135,14 @@ async def test_a_peer_that_closed_ends_both_directions(link):
     with pytest.raises(PeerLostError):
         await sender.receive()
     with pytest.raises(PeerLostError):
-        await sender.send(run_of(), 2 * PAGE_BYTES, filling(pages(0)))
+        await sender.send(run_of(), filling(pages(0)))
 
 
 async def test_a_sender_that_was_closed_sends_nothing(link):
     sender, _ = link
     sender.close()
     with pytest.raises(LinkClosedError):
-        await sender.send(run_of(), 2 * PAGE_BYTES, filling(pages(0)))
+        await sender.send(run_of(), filling(pages(0)))
 
 
 async def test_a_link_on_which_nobody_gathered_any_more_closes_without_a_trace(link, tmp_path):
@@ -163,11 +163,11 @@ shared_memory = pytest.mark.parametrize("kind", ["ipc"], indirect=True)
 async def test_a_donor_waits_while_every_slot_is_unread(link):
     sender, receiver = link
     for seed in range(RING_SLOTS):
-        await sender.send(run_of(), 2 * PAGE_BYTES, filling(pages(seed)))
+        await sender.send(run_of(), filling(pages(seed)))
     arrived = [await receiver.receive() for _ in range(RING_SLOTS)]
     assert len({each.run.slot for each in arrived}) == RING_SLOTS
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(sender.send, run_of(), 2 * PAGE_BYTES, filling(pages(99)))
+        nursery.start_soon(sender.send, run_of(), filling(pages(99)))
         for seed, each in enumerate(arrived):
             assert each.data.tobytes() == pages(seed)
         receiver.release(arrived[2].run)
@@ -177,7 +177,7 @@ async def test_a_donor_waits_while_every_slot_is_unread(link):
 @shared_memory
 async def test_a_slot_that_is_sent_again_while_it_is_in_use_ends_the_link(link):
     sender, receiver = link
-    await sender.send(run_of(), 2 * PAGE_BYTES, filling(pages(0)))
+    await sender.send(run_of(), filling(pages(0)))
     arrived = await receiver.receive()
     await sender._bulk.link.send([TO_ACQUIRER.encode(run_of(slot=arrived.run.slot))])
     with pytest.raises(FrameError, match="while it was in use"):
@@ -189,7 +189,7 @@ async def test_a_slot_that_is_sent_again_while_it_is_in_use_ends_the_link(link):
 @pytest.mark.parametrize("run", [run_of(slot=RING_SLOTS), run_of(slot=0, page_bytes=RUN_BYTES_MAX)], ids=repr)
 async def test_a_slot_that_does_not_exist_ends_the_link(link, run):
     sender, receiver = link
-    await sender.send(run_of(), 2 * PAGE_BYTES, filling(pages(0)))
+    await sender.send(run_of(), filling(pages(0)))
     receiver.release((await receiver.receive()).run)
     await sender._bulk.link.send([TO_ACQUIRER.encode(run)])
     with pytest.raises(FrameError, match="does not exist"):
@@ -199,7 +199,7 @@ async def test_a_slot_that_does_not_exist_ends_the_link(link, run):
 @shared_memory
 async def test_pages_in_use_stay_good_when_both_ends_close_and_may_be_released_after(link):
     sender, receiver = link
-    await sender.send(run_of(), 2 * PAGE_BYTES, filling(pages(5)))
+    await sender.send(run_of(), filling(pages(5)))
     arrived = await receiver.receive()
     await receiver.aclose()
     await sender.aclose()

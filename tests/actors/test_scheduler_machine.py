@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import trio
 from flexpipe.actors.generation import GenerationRequest
+from flexpipe.actors.layer_pages import size_of
 from flexpipe.actors.messages import Cut, StepPlan, StepResult
 from flexpipe.actors.sampling_ledger import SamplingLedger
 from flexpipe.actors.scheduler_machine import (
@@ -32,6 +33,7 @@ from flexpipe.runtime.interface import EngineSpec, SampledToken, SamplingParams
 from flexpipe.sim.modelled_engine import PAGE_BYTES, ModelledEngine, ModelledModel, expected_tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from page_store import layer_pages
 
 MODEL = ModelledModel(layers=2, vocabulary=50)
 GREEDY = SamplingParams(temperature=0.0)
@@ -121,10 +123,10 @@ class Harness:
     async def _fill(self, before, live, blocks):
         await self.engine.load(EngineSpec("", ""), range(MODEL.atoms), _ignore)
         await self.engine.reserve(blocks)
-        for layer in before.layers if len(live) else ():
-            pages = bytearray(len(live) * PAGE_BYTES)
-            checksum = await before.gather_pages(layer, live, memoryview(pages))
-            assert await self.engine.scatter_pages(layer, live, memoryview(pages), checksum)
+        pages = [layer_pages(layer, live, page_bytes=PAGE_BYTES) for layer in before.layers if len(live)]
+        data = memoryview(bytearray(size_of(pages)))
+        checksum = await before.gather_pages(pages, data)
+        assert await self.engine.scatter_pages(pages, data, checksum)
 
 
 def live_blocks(cut):

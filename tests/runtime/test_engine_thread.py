@@ -16,6 +16,7 @@ from flexpipe.runtime.interface import EngineError, EngineSpec, RaggedBatch, Sta
 from flexpipe.runtime.page_checksum import page_checksum
 from flexpipe.runtime.program import load_program, save_program
 from flexpipe.runtime.stage_engine import LoweredStageEngine
+from page_store import layer_pages
 from tiny_models import FAMILIES, random_model
 
 
@@ -76,26 +77,27 @@ async def test_pages_move_with_a_checksum_that_both_ends_compute(spec):
     await donor.reserve(4)
     await acquirer.reserve(4)
     await donor.run(range(3), one_token(), None, ())
-    data, block = memoryview(bytearray(facts.page_bytes[0])), np.array([0], np.int32)
-    checksum = await donor.gather_pages(0, block, data)
+    size = facts.page_bytes[0]
+    data, pages = memoryview(bytearray(size)), [layer_pages(0, [0], page_bytes=size)]
+    checksum = await donor.gather_pages(pages, data)
     assert checksum == page_checksum(data)
     assert any(data)
-    assert await acquirer.scatter_pages(0, block, data, checksum)
-    back = memoryview(bytearray(facts.page_bytes[0]))
-    assert await acquirer.gather_pages(0, block, back) == checksum
+    assert await acquirer.scatter_pages(pages, data, checksum)
+    back = memoryview(bytearray(size))
+    assert await acquirer.gather_pages(pages, back) == checksum
     assert back == data
 
 
 async def test_pages_with_a_wrong_checksum_change_nothing(spec):
     engine, facts = await loaded(spec, range(atoms_of(spec)))
     await engine.reserve(4)
-    block = np.array([2], np.int32)
+    pages = [layer_pages(0, [2], page_bytes=facts.page_bytes[0])]
     before, page = (memoryview(bytearray(facts.page_bytes[0])) for _ in range(2))
-    await engine.gather_pages(0, block, before)
+    await engine.gather_pages(pages, before)
     page[5] = 1
-    assert not await engine.scatter_pages(0, block, page, page_checksum(before))
+    assert not await engine.scatter_pages(pages, page, page_checksum(before))
     after = memoryview(bytearray(facts.page_bytes[0]))
-    await engine.gather_pages(0, block, after)
+    await engine.gather_pages(pages, after)
     assert after == before
 
 
@@ -105,7 +107,7 @@ async def test_errors_of_the_engine_arrive_and_leave_it_usable(spec):
     with pytest.raises(EngineError, match="were not loaded"):
         await engine.run(range(4), one_token(), None, ())
     with pytest.raises(EngineError, match="layer 99"):
-        await engine.gather_pages(99, np.array([0], np.int32), memoryview(bytearray(1)))
+        await engine.gather_pages([layer_pages(99, [0], page_bytes=1)], memoryview(bytearray(1)))
     with pytest.raises(EngineError, match="atoms"):
         await engine.load(spec, range(1000), ignore)
     assert (await engine.run(range(3), one_token(), None, ())).hidden is not None
@@ -147,6 +149,7 @@ async def test_a_step_waits_for_neither_a_load_nor_a_copy():
         return made[0]
 
     engine = EngineThread(make)
+    size = SMALL_COPY_BYTES_MAX + 1
     told = []
 
     async def progress(done, total):
@@ -158,7 +161,7 @@ async def test_a_step_waits_for_neither_a_load_nor_a_copy():
             await trio.lowlevel.checkpoint()
         while not told:
             await trio.lowlevel.checkpoint()
-        await engine.gather_pages(0, np.zeros(1, np.int32), memoryview(bytearray(SMALL_COPY_BYTES_MAX + 1)))
+        await engine.gather_pages([layer_pages(0, [0], page_bytes=size)], memoryview(bytearray(size)))
         await engine.run(range(1), one_token(), None, ())
     assert told[0] == (1, 2)
     threads = made[0].threads
@@ -168,11 +171,11 @@ async def test_a_step_waits_for_neither_a_load_nor_a_copy():
 
 @pytest.mark.parametrize(("device", "here"), [("cpu", True), ("cuda:0", False)])
 async def test_a_few_pages_in_host_memory_are_copied_without_waking_a_thread(device, here):
-    gated = GatedEngine(None)
+    gated, size = GatedEngine(None), SMALL_COPY_BYTES_MAX
     gated.stepped.set()
     engine = EngineThread(lambda _spec: gated)
     await engine.load(EngineSpec("", "", device=device), range(1), _ignore)
-    await engine.gather_pages(0, np.zeros(1, np.int32), memoryview(bytearray(SMALL_COPY_BYTES_MAX)))
+    await engine.gather_pages([layer_pages(0, [0], page_bytes=size)], memoryview(bytearray(size)))
     assert (gated.threads["gather"] == threading.get_ident()) is here
 
 

@@ -1,6 +1,5 @@
 """The model of an engine: what it promises the checkers of the simulated world."""
 
-import numpy as np
 import pytest
 from flexpipe.runtime.interface import EngineError, EngineSpec, OutOfMemoryError, SamplingParams
 from flexpipe.sim.modelled_engine import (
@@ -12,8 +11,10 @@ from flexpipe.sim.modelled_engine import (
     ModelledSpeed,
     expected_tokens,
 )
+from page_store import layer_pages
 
 MODEL = ModelledModel(layers=4, vocabulary=500)
+PAGE = [layer_pages(0, [1], page_bytes=PAGE_BYTES)]
 
 
 async def nobody(done, total):
@@ -33,15 +34,15 @@ async def test_new_pages_hold_garbage_and_kept_ones_what_they_held():
     await engine.load(EngineSpec("", ""), range(4), nobody)
     await engine.reserve(2)
     page = memoryview(bytearray(PAGE_BYTES))
-    await engine.gather_pages(0, np.array([1], np.int32), page)
+    await engine.gather_pages(PAGE, page)
     assert bytes(page) != bytes(PAGE_BYTES)
     content = memoryview(bytes(range(PAGE_BYTES)))
-    checksum = await engine.gather_pages(0, np.array([1], np.int32), memoryview(bytearray(PAGE_BYTES)))
-    assert not await engine.scatter_pages(0, np.array([1], np.int32), content, checksum)
-    assert await engine.scatter_pages(0, np.array([1], np.int32), page, checksum)
+    checksum = await engine.gather_pages(PAGE, memoryview(bytearray(PAGE_BYTES)))
+    assert not await engine.scatter_pages(PAGE, content, checksum)
+    assert await engine.scatter_pages(PAGE, page, checksum)
     await engine.reserve(5)
     again = memoryview(bytearray(PAGE_BYTES))
-    assert await engine.gather_pages(0, np.array([1], np.int32), again) == checksum
+    assert await engine.gather_pages(PAGE, again) == checksum
 
 
 async def test_a_layer_that_is_not_here_has_no_pages_and_what_was_dropped_is_free():
@@ -49,7 +50,7 @@ async def test_a_layer_that_is_not_here_has_no_pages_and_what_was_dropped_is_fre
     await engine.load(EngineSpec("", ""), range(2, 6), nobody)
     await engine.reserve(3)
     with pytest.raises(EngineError, match="layer 0 has no pages here"):
-        await engine.gather_pages(0, np.array([1], np.int32), memoryview(bytearray(PAGE_BYTES)))
+        await engine.gather_pages(PAGE, memoryview(bytearray(PAGE_BYTES)))
     assert await engine.drop(range(2, 4)) == 2 * WEIGHT_BYTES + 3 * PAGE_BYTES
     assert engine.layers == [1]
 

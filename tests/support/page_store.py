@@ -1,6 +1,7 @@
 """KV pages in memory, whose content says which token of which request and layer it is, and the plans that write them."""
 
 import numpy as np
+from flexpipe.actors.layer_pages import LayerPages, parts_of
 from flexpipe.actors.messages import StepPlan
 from flexpipe.runtime.interface import BLOCK_TOKENS
 from flexpipe.runtime.page_checksum import page_checksum
@@ -11,6 +12,11 @@ PAGE_BYTES = BLOCK_TOKENS * TOKEN_BYTES
 
 def int32(values):
     return np.asarray(values, np.int32).tobytes()
+
+
+def layer_pages(layer, blocks, filled=None, page_bytes=PAGE_BYTES):
+    """Pages of one layer, full ones where nothing else is said."""
+    return LayerPages(layer, page_bytes, int32(blocks), bytes(filled or [BLOCK_TOKENS] * len(blocks)))
 
 
 def plan_of(step, rows, epoch=0):
@@ -50,22 +56,23 @@ class PageStore:
                 for layer, pages in self.pages.items():
                     pages[block, position % BLOCK_TOKENS] = (layer + 1) * 10_000_000 + request * 10_000 + position
 
-    def gather(self, layer, blocks):
+    def gather(self, pages):
         """The bytes of these pages."""
-        return self.pages[layer][blocks].tobytes()
+        return b"".join(self.pages[part.layer][part.block_numbers].tobytes() for part in pages)
 
-    def scatter(self, layer, blocks, data):
+    def scatter(self, pages, data):
         """Put pages in their places."""
-        self.pages[layer][blocks] = np.frombuffer(data, np.uint32).reshape(len(blocks), BLOCK_TOKENS)
+        for part, its_data in parts_of(pages, memoryview(data)):
+            self.pages[part.layer][part.block_numbers] = np.frombuffer(its_data, np.uint32).reshape(-1, BLOCK_TOKENS)
 
-    async def gather_pages(self, layer, blocks, out):
-        out[:] = self.gather(layer, blocks)
+    async def gather_pages(self, pages, out):
+        out[:] = self.gather(pages)
         return page_checksum(out)
 
-    async def scatter_pages(self, layer, blocks, data, checksum):
+    async def scatter_pages(self, pages, data, checksum):
         if page_checksum(data) != checksum:
             return False
-        self.scatter(layer, blocks, data)
+        self.scatter(pages, data)
         return True
 
     def tokens(self, layer, blocks, count):
