@@ -108,7 +108,7 @@ def make_plan(
     rates: DeviceRates,
     stages: int | None = None,
     partition_text: str | None = None,
-    memory_bytes: int | None = None,
+    memory_bytes: Sequence[int] | None = None,
     workspace_bytes: int = 0,
     kv_tokens: int | None = None,
     link: Link = LOCAL_LINK,
@@ -117,9 +117,9 @@ def make_plan(
 ) -> Plan:
     """Cut ``program`` into ``stages`` of least bottleneck, or as ``partition_text`` says (see `parse_partition`).
 
-    ``memory_bytes`` is each stage's limit, None for no limit; ``kv_tokens`` of context must fit, by default what ``load``
-    needs; ``measured_s`` are the atoms' measured times under ``load`` in order, else ``rates`` estimate them. Raises
-    `PlanError` for a wrong request and `InfeasiblePartition` where no partition fits.
+    ``memory_bytes`` are the stages' limits in order, None for no limits; ``kv_tokens`` of context must fit, by default what
+    ``load`` needs; ``measured_s`` are the atoms' measured times under ``load`` in order, else ``rates`` estimate them.
+    Raises `PlanError` for a wrong request and `InfeasiblePartition` where no partition fits.
     """
     costs = costs_under(program, load, rates, dtype, measured_s)
     cuts = None if partition_text is None else parse_partition(partition_text, costs)
@@ -127,8 +127,9 @@ def make_plan(
     check_stage_count(count, len(costs))
     tokens = load.requests * load.context if kv_tokens is None else kv_tokens
     everything = sum(cost.weight_bytes + tokens * cost.kv_bytes_per_token for cost in costs) + workspace_bytes
-    limit = StageLimit(everything if memory_bytes is None else memory_bytes, workspace_bytes)
-    problem = PartitionProblem(costs, (limit,) * count, link, tokens)
+    sizes = (everything,) * count if memory_bytes is None else memory_bytes[:count]
+    limits = tuple(StageLimit(min(size, everything), workspace_bytes) for size in sizes)
+    problem = PartitionProblem(costs, limits, link, tokens)
     chosen = partition(problem) if cuts is None else _as_told(problem, cuts)
     chosen.verify(costs, problem.limits, link, tokens)
     return _describe(program, load, dtype, costs, chosen, "roofline" if measured_s is None else "profile")

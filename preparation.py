@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from .actors.config import ServeConfig
-from .actors.devices import StageDevice, assign, default_devices, parse_devices
+from .actors.devices import StageDevice, assign, default_devices, parse_devices, stated_memory
 from .planning import Plan, costs_under, make_plan
-from .policies.types import AtomCost
+from .policies.memory_fit import no_room, room_of, roomiest, stated_in_words, tightest
+from .policies.types import AtomCost, InfeasiblePartition
 from .runtime.capturing.capture import program_file
 from .runtime.costing.costs import DeviceRates, StepLoad
 from .runtime.costing.device_rates import cached_cpu_rates
@@ -30,7 +32,10 @@ PLANNED_CONTEXT_TOKENS = 512
 
 @dataclass(frozen=True, slots=True)
 class PreparedModel:
-    """A model that can be served: on disk, captured, cut into stages, and its devices chosen."""
+    """A model that can be served: on disk, captured, cut into stages, and its devices chosen.
+
+    ``stated_bytes`` is what weights and KV may take on a device, for those of which the user stated it.
+    """
 
     name: str
     folder: Path
@@ -39,15 +44,18 @@ class PreparedModel:
     plan: Plan
     devices: tuple[StageDevice, ...]
     tokenizer: HfTokenizer
+    stated_bytes: Mapping[str, int] = field(default_factory=dict)
 
 
 def prepare(model: str, config: ServeConfig, report: Report = silent) -> PreparedModel:
-    """Fetch, convert, capture and plan ``model``. Raises `ModelError`, `PartitionError`, `DeviceError`, each one sentence."""
+    """Fetch, convert, capture and plan ``model``.
+
+    Raises `ModelError`, `PlanError`, `InfeasiblePartition` or `DeviceError`, each one sentence.
+    """
     folder = resolve(model, report=report)
     program_path = captured(folder.path, report)
     program = load_program(program_path)
-    plan = plan_for(program, program_path, config.stages, config.partition, dtype=config.dtype, report=report)
-    devices = parse_devices(config.devices) if config.devices else default_devices(len(plan.stages))
+    plan, devices = _plan_and_devices(program, program_path, config, report)
     return PreparedModel(
         name=Path(model).name or model,
         folder=folder.path,
@@ -56,7 +64,61 @@ def prepare(model: str, config: ServeConfig, report: Report = silent) -> Prepare
         plan=plan,
         devices=assign(devices, len(plan.stages), config.threads),
         tokenizer=HfTokenizer(folder.path),
+        stated_bytes=stated_memory(config.devices),
     )
+
+
+def _plan_and_devices(
+    program: Program, program_path: Path, config: ServeConfig, report: Report
+) -> tuple[Plan, tuple[str, ...]]:
+    """The first plan, and devices for its stages in order: with the memory for them, where the user stated any."""
+
+    def planned(stages: int | None, memory_bytes: Sequence[int] | None = None) -> Plan:
+        return plan_for(
+            program,
+            program_path,
+            stages,
+            config.partition,
+            memory_bytes=memory_bytes,
+            dtype=config.dtype,
+            report=report,
+        )
+
+    stated = stated_memory(config.devices)
+    if config.devices is None or not stated:
+        plan = planned(config.stages)
+        return plan, parse_devices(config.devices) if config.devices else default_devices(len(plan.stages))
+    devices = parse_devices(config.devices)
+    if config.partition is not None:
+        plan = planned(None)
+        return plan, _devices_for(plan, devices, stated)
+    return _fewest_stages(planned, config.stages, devices, stated)
+
+
+def _fewest_stages(
+    planned: Callable[[int, Sequence[int]], Plan], stages: int | None, devices: Sequence[str], stated: Mapping[str, int]
+) -> tuple[Plan, tuple[str, ...]]:
+    """A plan of ``stages`` stages, or of as few as fit where that is None, on the first devices or else the roomiest."""
+    for count in range(1, len(devices) + 1) if stages is None else (min(stages, len(devices)),):
+        for chosen in (tuple(devices[:count]), roomiest(devices, stated, count)):
+            try:
+                return planned(stages or count, [room_of(device, stated) for device in chosen]), chosen
+            except InfeasiblePartition as error:
+                refusal = error
+    raise InfeasiblePartition(
+        f"the model does not fit {stated_in_words(chosen, stated)}: {refusal}", refusal.missing_bytes
+    )
+
+
+def _devices_for(plan: Plan, devices: Sequence[str], stated: Mapping[str, int]) -> tuple[str, ...]:
+    """A device with the memory for each stage of a partition that the user gave."""
+    needed = [stage.memory_bytes for stage in plan.stages]
+    if len(needed) > len(devices):
+        return tuple(devices)  # `assign` says how many there are to be
+    chosen = tightest(needed, devices[: len(needed)], devices, stated)
+    if chosen is None:
+        raise InfeasiblePartition(f"{no_room(needed, devices, stated)}; cut finer, or give larger devices")
+    return chosen
 
 
 def plan_for(
@@ -65,13 +127,15 @@ def plan_for(
     stages: int | None,
     partition: str | None,
     *,
+    memory_bytes: Sequence[int] | None = None,
     dtype: str = "float32",
     measure: bool = False,
     report: Report = silent,
 ) -> Plan:
     """Cut ``program`` for `PLANNED_REQUESTS` decoding at once, from measured times where there are some, else estimates.
 
-    ``measure`` times the atoms on this machine first and keeps the times for later plans. Raises `PlanError` or
+    ``memory_bytes`` are the stages' limits in order, None for none. ``measure`` times the atoms on this machine first and
+    keeps the times for later plans. Raises `PlanError` or
     `InfeasiblePartition`.
     """
     if measure:
@@ -84,6 +148,7 @@ def plan_for(
         rates=_rates(report),
         stages=stages if stages is not None or partition is not None else 1,
         partition_text=partition,
+        memory_bytes=memory_bytes,
         dtype=dtype,
         measured_s=_measured_seconds(program, load, dtype),
     )
@@ -93,6 +158,12 @@ def costs_for(program: Program, dtype: str = "float32", report: Report = silent)
     """What each atom costs under the load that `plan_for` plans for, from the same times."""
     load = _planned_load(program)
     return costs_under(program, load, _rates(report), dtype, _measured_seconds(program, load, dtype))
+
+
+def planned_tokens(program: Program) -> int:
+    """Tokens of context for which every plan keeps KV room: those of the load that `plan_for` plans for."""
+    load = _planned_load(program)
+    return load.requests * load.context
 
 
 def _planned_load(program: Program) -> StepLoad:

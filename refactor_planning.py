@@ -7,39 +7,48 @@ nothing but the driver's device count, starts nothing and changes nothing.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from .actors.config import ServeConfig
-from .actors.devices import DEVICES_MAX, DeviceError, cuda_devices, parse_devices
+from .actors.devices import DEVICES_MAX, DeviceError, cuda_devices, parse_devices, stated_memory
 from .actors.refactor import RefactorRefusedError, RefactorRequest, SameShapeRefusedError
 from .actors.route import Route, StagePlacement
 from .planning import LOCAL_LINK
+from .policies.memory_fit import no_room, room_of, roomiest, tightest
 from .policies.move import parse_move, stages_after
 from .policies.partition import PartitionProblem, check_stage_count, parse_partition, partition
 from .policies.reassignment import Devices, HeldStage, SameShapeError, WantedStage, reassign
 from .policies.types import AtomCost, InfeasiblePartition, PlanError, StageLimit
-from .preparation import PreparedModel, costs_for
+from .preparation import PreparedModel, costs_for, planned_tokens
 
 
 class RefactorPlanner:
     """Plans changes of one model's pipeline. May be called from any thread.
 
     ``named_devices`` and ``threads`` are what the user gave to `ServeConfig`, None where nothing; ``cores`` is what CPU
-    workers share where the user gave no threads.
+    workers share where the user gave no threads; ``kv_tokens`` of context must find room on devices with a stated memory.
     """
 
     def __init__(
-        self, atoms: tuple[AtomCost, ...], named_devices: str | None, threads: int | None, cores: int | None = None
+        self,
+        atoms: tuple[AtomCost, ...],
+        named_devices: str | None,
+        threads: int | None,
+        cores: int | None = None,
+        kv_tokens: int = 0,
     ) -> None:
         self._atoms = atoms
         self._named_devices = named_devices
         self._threads = threads
+        self._stated = stated_memory(named_devices)
+        self._kv_tokens = kv_tokens
         self._cores = len(os.sched_getaffinity(0)) if cores is None else cores
 
     @classmethod
     def of(cls, model: PreparedModel, config: ServeConfig) -> RefactorPlanner:
         """The planner of a model that is served. Costs are those that its first plan was made from."""
-        return cls(costs_for(model.program, config.dtype), config.devices, config.threads)
+        costs = costs_for(model.program, config.dtype)
+        return cls(costs, config.devices, config.threads, kv_tokens=planned_tokens(model.program))
 
     def plan(
         self,
@@ -61,6 +70,9 @@ class RefactorPlanner:
             wanted = self._wanted(request, present)
             moved_bytes = [atom.weight_bytes + atom.kv_bytes_per_token * live_tokens for atom in self._atoms]
             stages = reassign(present, wanted, moved_bytes, devices, next_worker)
+            if not self._fit(stages, live_tokens):
+                named = self._within_memory(request, present, wanted, stages, devices, live_tokens)
+                stages = reassign(present, named, moved_bytes, devices, next_worker)
         except SameShapeError as error:
             raise SameShapeRefusedError(str(error)) from error
         except (PlanError, InfeasiblePartition, DeviceError) as error:
@@ -82,9 +94,13 @@ class RefactorPlanner:
                 f"another replica of {len(route.stages)} stages needs as many free devices, and there are {len(free)}; "
                 "refactor to fewer stages first, ask for fewer replicas, or start the server with more devices"
             )
+        needed = [self._needed_bytes(stage.atoms, 0) for stage in route.stages]
+        chosen = tightest(needed, free[: len(needed)], free, self._stated)
+        if chosen is None:
+            raise RefactorRefusedError(f"another replica does not fit: {no_room(needed, free, self._stated)}")
         stages = [
             HeldStage(worker, stage.first_atom, stage.end_atom, device)
-            for worker, (stage, device) in enumerate(zip(route.stages, free, strict=False))
+            for worker, (stage, device) in enumerate(zip(route.stages, chosen, strict=True))
         ]
         return self._placements(stages, beside=len(devices.taken))
 
@@ -106,6 +122,51 @@ class RefactorPlanner:
         check_stage_count(stages, len(self._atoms))
         everything = StageLimit(sum(atom.weight_bytes for atom in self._atoms))
         return partition(PartitionProblem(self._atoms, (everything,) * stages, LOCAL_LINK)).cuts
+
+    def _within_memory(
+        self,
+        request: RefactorRequest,
+        present: Sequence[HeldStage],
+        wanted: Sequence[WantedStage],
+        stages: Sequence[HeldStage],
+        devices: Devices,
+        live_tokens: int,
+    ) -> tuple[WantedStage, ...]:
+        """The wanted stages on devices that have the memory for them, cut anew where the user named a count only.
+
+        ``stages`` is how they would lie were there no limits. Raises `InfeasiblePartition`.
+        """
+        free = [device for device in devices.offered if device not in devices.taken]
+        usable = list(dict.fromkeys([*(stage.device for stage in present), *free]))
+        if request.stages is not None:
+            return self._cut_for(roomiest(usable, self._stated, len(wanted)), live_tokens)
+        needed = [self._needed_bytes(range(stage.first_atom, stage.end_atom), live_tokens) for stage in wanted]
+        for stage, size in zip(wanted, needed, strict=True):
+            if stage.device is not None and size > room_of(stage.device, self._stated):
+                raise InfeasiblePartition(f"{no_room([size], [stage.device], self._stated)}; move fewer layers there")
+        chosen = tightest(needed, [stage.device for stage in stages], usable, self._stated)
+        if chosen is None or any(stage.device not in (None, at) for stage, at in zip(wanted, chosen, strict=True)):
+            raise InfeasiblePartition(f"{no_room(needed, usable, self._stated)}; use more stages or a larger device")
+        return tuple(WantedStage(w.first_atom, w.end_atom, device) for w, device in zip(wanted, chosen, strict=True))
+
+    def _cut_for(self, devices: Sequence[str], live_tokens: int) -> tuple[WantedStage, ...]:
+        """Stages for these devices in order, each within its memory. Raises `InfeasiblePartition`."""
+        everything = self._needed_bytes(range(len(self._atoms)), live_tokens)
+        limits = tuple(StageLimit(min(everything, room_of(device, self._stated))) for device in devices)
+        tokens = max(self._kv_tokens, live_tokens)
+        cuts = partition(PartitionProblem(self._atoms, limits, LOCAL_LINK, tokens)).cuts
+        stages = _cut_at(cuts, len(self._atoms))
+        return tuple(WantedStage(w.first_atom, w.end_atom, device) for w, device in zip(stages, devices, strict=True))
+
+    def _fit(self, stages: Sequence[HeldStage], live_tokens: int) -> bool:
+        return all(
+            self._needed_bytes(stage.atoms, live_tokens) <= room_of(stage.device, self._stated) for stage in stages
+        )
+
+    def _needed_bytes(self, atoms: Iterable[int], live_tokens: int) -> int:
+        """What weights and KV of a stage take: KV of what is live, and of `kv_tokens` at least."""
+        tokens = max(self._kv_tokens, live_tokens)
+        return sum(self._atoms[atom].weight_bytes + tokens * self._atoms[atom].kv_bytes_per_token for atom in atoms)
 
     def _devices(self, present: Sequence[str], taken: Collection[str]) -> Devices:
         """Those that the user named, and no others; else as many of the kind that serves as there are, others by name."""

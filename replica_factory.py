@@ -26,13 +26,17 @@ from .actors.sqlite_journal import SqliteJournal
 from .actors.worker_machine import WorkerLimits
 from .actors.worker_pool import WorkerPool
 from .policies.batching import BatchLimits
-from .preparation import PreparedModel
+from .preparation import PreparedModel, planned_tokens
 from .runtime.interface import BLOCK_TOKENS, EngineSpec
 from .transport.zmq_link import ZmqTransport
 from .worker_launcher import ForkLauncher
 
 KV_MEMORY_SHARE = 0.1
-"""Share of the host's memory that the KV pages of one replica may take by default; they are touched only when used."""
+"""Share of the host's memory that the KV pages of one replica may take by default; they are touched only when used.
+
+Where the first stages' devices have a stated memory, it is the share of that: what is left lets stages load each other's
+weights in a refactoring.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +70,12 @@ class LocalReplicas:
         folder.mkdir(parents=True, exist_ok=True)
         log = EventLog(around.log_stream, process="daemon", pid=os.getpid(), replica=replica)
         async with SqliteJournal.open(folder / "journal.sqlite") as journal:
-            scheduler = Scheduler(_scheduler_limits(config), log, context_tokens=self.facts.context_tokens)
+            scheduler = Scheduler(
+                _scheduler_limits(config),
+                log,
+                context_tokens=self.facts.context_tokens,
+                steps_under_way_max=_stages_at_once(self._model),
+            )
             pool = WorkerPool(
                 around.launcher.into(folder, replica),
                 around.transport,
@@ -112,6 +121,7 @@ class LocalReplicas:
             layers_of=tuple(atom.layers for atom in model.program.atoms),
             kv_blocks_max=_kv_blocks_max(model, config),
             context_tokens=self.facts.context_tokens,
+            stated_bytes=model.stated_bytes,
         )
 
 
@@ -127,9 +137,23 @@ def _context_tokens(model: PreparedModel, config: ServeConfig) -> int:
 def _kv_blocks_max(model: PreparedModel, config: ServeConfig) -> int:
     """Blocks that the KV memory holds over all stages, and no more than all running requests could ever use."""
     per_token = sum(stage.kv_bytes_per_token for stage in model.plan.stages)
-    memory = parse_size(config.kv_memory) if config.kv_memory else int(_host_memory_bytes() * KV_MEMORY_SHARE)
+    memory = parse_size(config.kv_memory) if config.kv_memory else _kv_memory_bytes(model, per_token)
     useful = config.running * -(-_context_tokens(model, config) // BLOCK_TOKENS)
     return max(1, min(useful, memory // max(1, per_token * BLOCK_TOKENS)))
+
+
+def _stages_at_once(model: PreparedModel) -> int | None:
+    """How many stages can compute at once: CPU workers share the cores, others have a device each (None)."""
+    on_cpu = all(device.device.startswith("cpu") for device in model.devices)
+    return int(os.environ.get("STEPS_MAX", "2")) if on_cpu else None
+
+
+def _kv_memory_bytes(model: PreparedModel, bytes_per_token: int) -> int:
+    """A share of the host's memory; or of what was stated for the first stages' devices, and what the plan kept at least."""
+    stated = [model.stated_bytes.get(device.device, 0) for device in model.devices]
+    if all(stated):
+        return max(int(sum(stated) * KV_MEMORY_SHARE), planned_tokens(model.program) * bytes_per_token)
+    return int(_host_memory_bytes() * KV_MEMORY_SHARE)
 
 
 def _host_memory_bytes() -> int:

@@ -208,7 +208,7 @@ class ChangeMachine:
     def _ask_room(self) -> Step:
         change = self.change
         try:
-            change.kv_blocks = blocks_of(change, self._spec.kv_blocks_max)
+            change.kv_blocks = blocks_of(change, self._spec.kv_blocks_max, self._spec.stated_bytes)
         except NoRoomError as error:
             return Step([], Failure(str(error), hopeless=True))
         change.go_on("all Loaded")

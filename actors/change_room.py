@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from ..policies.kv_room import StageRoom, kv_blocks
 from ..runtime.interface import BLOCK_TOKENS
 from .change import Change
 from .coordinator_events import RoomKnown
 
 
-def blocks_of(change: Change, blocks_max: int) -> int:
-    """The most blocks that fit every stage of ``change``, at most ``blocks_max``. Raises `NoRoomError`."""
+def blocks_of(change: Change, blocks_max: int, stated_bytes: Mapping[str, int]) -> int:
+    """The most blocks that fit every stage of ``change``, at most ``blocks_max``. Raises `NoRoomError`.
+
+    ``stated_bytes`` are the memories of devices that have one of their own, though they are of one host.
+    """
     rooms = []
     for stage in change.route.stages:
         facts = change.facts(stage.worker)
@@ -21,10 +26,15 @@ def blocks_of(change: Change, blocks_max: int) -> int:
                 new_bytes_per_block=sum(size for layer, size in sizes if layer not in facts.held_layers),
                 held_bytes_per_block=facts.held_bytes_per_block,
                 blocks_held=facts.blocks_held,
-                memory="host" if stage.device.startswith("cpu") else "",  # CPU workers of a node share its memory
+                memory=_memory_of(stage.device, stated_bytes),
             )
         )
     return kv_blocks(rooms, blocks_max)
+
+
+def _memory_of(device: str, stated_bytes: Mapping[str, int]) -> str:
+    """See `StageRoom.memory`: CPU workers of a node share its memory, unless each has been told how much is its own."""
+    return "host" if device.startswith("cpu") and device not in stated_bytes else ""
 
 
 def refusal(change: Change, room: RoomKnown) -> str:

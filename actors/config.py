@@ -22,7 +22,8 @@ class ServeConfig:
     Attributes:
         stages: Number of stages; the cut points are chosen for the least bottleneck.
         partition: Decoder layers per stage, as 12,10,8, or atom ranges, as 0:15,15:33,33:62; chooses stages too.
-        devices: Where stages run, as cpu:4 or cuda:0,cuda:1; by default GPUs where there are enough, else CPU workers.
+        devices: Where stages run, as cpu:4, cuda:0,cuda:1, or cpu:4x2GiB,cpu:2x512MiB, which states how much memory weights
+            and KV pages may take on each; by default GPUs where there are enough, else CPU workers.
         host: Address to listen on. Beyond loopback an API key is required.
         port: TCP port to listen on; 0 takes a free one.
         api_key: Key that clients must send; none by default.
@@ -30,7 +31,7 @@ class ServeConfig:
         dtype: Number format of weights and KV pages: float32, bfloat16 or float16.
         deterministic: Make a request's tokens independent of its neighbours in the batch, on every device.
         context: Longest prompt + output in tokens; by default the model's own.
-        kv_memory: Memory for KV pages over all stages, as 2GiB; by default a tenth of the host's.
+        kv_memory: Memory for KV pages over all stages, as 2GiB; by default a tenth of the host's, or of the devices'.
         running: Most requests that hold KV pages at once.
         queue: Most requests that wait; more are refused with 429.
         step_tokens: Most tokens in one step; longer prompts are prefilled in chunks.

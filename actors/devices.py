@@ -1,15 +1,18 @@
 """Which devices this node can run stages on: what the user named, or what the driver shows, or the host's processors.
 
-Owns the spelling of devices ("cpu", "cpu:1", "cuda:0") and the question to the driver. Imports no torch.
+Owns the spelling of devices ("cpu", "cpu:1", "cpu:4x2GiB", "cuda:0") and the question to the driver. Imports no torch.
 """
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-_DEVICE = re.compile(r"(cpu|cuda)(?::(\d{1,4}))?")
+from .config import ConfigError, parse_size
+
+_DEVICE = re.compile(r"(?:cpu(?::(?P<workers>\d{1,4})(?:x(?P<memory>.+))?)?)|(?:cuda(?::(?P<gpu>\d{1,4}))?)")
 DEVICES_MAX = 64
 """Devices of one node."""
 
@@ -28,25 +31,23 @@ class StageDevice:
 
 
 def parse_devices(text: str) -> tuple[str, ...]:
-    """The devices in ``text``: "cpu:4" is four CPU workers, "cuda:0,cuda:2" two GPUs, "cuda" every GPU there is."""
-    devices: list[str] = []
-    for part in text.split(","):
-        match = _DEVICE.fullmatch(part.strip())
-        if match is None:
-            raise DeviceError(f"{part.strip()!r} is no device; write cpu, cpu:4 (four workers), cuda, or cuda:0,cuda:1")
-        kind, number = match.group(1), match.group(2)
-        if kind == "cpu":
-            devices.extend(f"cpu:{worker}" for worker in range(int(number or 1)))
-        elif number is None:
-            devices.extend(f"cuda:{index}" for index in range(cuda_devices()))
-        else:
-            devices.append(f"cuda:{int(number)}")
+    """The devices in ``text``: "cpu:4" is four CPU workers, "cuda:0,cuda:2" two GPUs, "cuda" every GPU there is.
+
+    "cpu:4x2GiB,cpu:2x512MiB" is six CPU workers with a memory stated for each, see `stated_memory`. Raises `DeviceError`.
+    """
+    devices = tuple(_named(text))
     if not devices:
         raise DeviceError(f"{text!r} names no device that is here")
-    if len(devices) > DEVICES_MAX:
-        raise DeviceError(f"{text!r} names {len(devices)} devices; the limit is {DEVICES_MAX}")
     _check_cuda(devices)
-    return tuple(devices)
+    return devices
+
+
+def stated_memory(text: str | None) -> Mapping[str, int]:
+    """Bytes that weights and KV pages may take on each device of ``text`` for which the user stated them.
+
+    CPU workers without share the memory of the host, GPUs have their own.
+    """
+    return {} if text is None else {device: size for device, size in _named(text).items() if size is not None}
 
 
 def cuda_devices() -> int:
@@ -87,7 +88,47 @@ def assign(devices: tuple[str, ...], stages: int, threads: int | None) -> tuple[
     )
 
 
-def _check_cuda(devices: list[str]) -> None:
+def _named(text: str) -> dict[str, int | None]:
+    """Each device of ``text`` with its stated memory; CPU workers are numbered from the first to the last."""
+    devices: dict[str, int | None] = {}
+    workers = 0
+    for part in text.split(","):
+        match = _DEVICE.fullmatch(part.strip())
+        if match is None:
+            raise DeviceError(
+                f"{part.strip()!r} is no device; write cpu, cpu:4 (four workers), cpu:4x2GiB (2 GiB each), cuda, or "
+                "cuda:0,cuda:1"
+            )
+        if part.strip().startswith("cpu"):
+            count = int(match["workers"] or 1)
+            size = _size(match["memory"], part.strip())
+            devices |= {f"cpu:{worker}": size for worker in range(workers, workers + count)}
+            workers += count
+        else:
+            named = range(cuda_devices()) if match["gpu"] is None else [int(match["gpu"])]
+            if devices.keys() & {f"cuda:{index}" for index in named}:
+                raise DeviceError("a GPU is named twice; two stages of one model never share a GPU")
+            devices |= {f"cuda:{index}": None for index in named}
+    if len(devices) > DEVICES_MAX:
+        raise DeviceError(f"{text!r} names {len(devices)} devices; the limit is {DEVICES_MAX}")
+    return devices
+
+
+def _size(text: str | None, device: str) -> int | None:
+    if text is None:
+        return None
+    try:
+        size = parse_size(text)
+    except ConfigError:
+        size = 0
+    if size < 1:
+        raise DeviceError(
+            f"{device!r} states no memory that a worker could have; write it as cpu:4x2GiB or cpu:2x512MiB"
+        )
+    return size
+
+
+def _check_cuda(devices: tuple[str, ...]) -> None:
     wanted = [int(device.removeprefix("cuda:")) for device in devices if device.startswith("cuda:")]
     if not wanted:
         return
@@ -95,5 +136,3 @@ def _check_cuda(devices: list[str]) -> None:
     for index in wanted:
         if index >= there:
             raise DeviceError(f"cuda:{index} does not exist; the driver shows {there} GPUs")
-    if len(set(wanted)) != len(wanted):
-        raise DeviceError("a GPU is named twice; two stages of one model never share a GPU")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -16,7 +17,8 @@ class PipelineSpec:
     """What the pipeline is to be.
 
     ``stages`` are those of the first epoch. ``engine`` is every worker's, but for device and threads. ``layers_of[a]`` are the
-    layers whose KV atom a owns. ``kv_blocks_max`` bounds the KV blocks; ``context_tokens`` is the model's.
+    layers whose KV atom a owns. ``kv_blocks_max`` bounds the KV blocks; ``context_tokens`` is the model's. ``stated_bytes``
+    is what weights and KV may take on a device, for those of which the user stated it.
     """
 
     engine: EngineSpec
@@ -24,6 +26,7 @@ class PipelineSpec:
     layers_of: tuple[tuple[int, ...], ...]
     kv_blocks_max: int
     context_tokens: int
+    stated_bytes: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def atoms(self) -> int:
@@ -33,7 +36,12 @@ class PipelineSpec:
     def prepare_message(self, route: Route, stage: int) -> Prepare:
         """What the worker of ``stage`` is told to hold."""
         placement = route.stages[stage]
-        engine = msgspec.structs.replace(self.engine, device=placement.device, threads=placement.threads)
+        engine = msgspec.structs.replace(
+            self.engine,
+            device=placement.device,
+            threads=placement.threads,
+            memory_bytes=self.stated_bytes.get(placement.device, 0),
+        )
         return Prepare(route.epoch, stage, placement.first_atom, placement.end_atom, engine)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from .device_memory import free_bytes
+from .device_memory import DeviceMemory
 from .interface import OutOfMemoryError
 from .kv_pages import KvLayer
 from .lowered import Backend
@@ -58,7 +58,7 @@ class AtomLoader:
         program: Program,
         backend: Backend,
         dtype: torch.dtype,
-        device: torch.device,
+        memory: DeviceMemory,
         progress: Callable[[int, int], None],
         warm: WarmWeights,
         warm_key: WarmKey,
@@ -71,7 +71,7 @@ class AtomLoader:
         self._program = program
         self._backend = backend
         self._dtype = dtype
-        self._device = device
+        self._memory = memory
         self._progress = progress
         self._sizes: dict[str, int] = {}
         self._done = 0
@@ -83,10 +83,10 @@ class AtomLoader:
         own = (names for graph, names in weights if not self._warm.holds(self._warm_key(graph, names)))
         shapes = (stored[name].shape for names in own for name in names if name in self._sizes)
         needed = sum(prod(shape) * self._dtype.itemsize for shape in shapes)
-        free = free_bytes(self._device)
+        free = self._memory.free_bytes()
         if needed > free:
             raise OutOfMemoryError(
-                f"The stage's weights need {needed} bytes, {self._device} has {free} free; give the stage fewer layers"
+                f"The stage's weights need {needed} bytes, {self._memory.name} has {free} free; give the stage fewer layers"
             )
 
     def bind(self, name: str, graph: LoweredGraph, names: Sequence[str], layers: tuple[KvLayer, ...]) -> LoadedAtom:
@@ -115,7 +115,7 @@ class AtomLoader:
         for recipe in graph.recipes:
             weight = recipe.build(read, self._backend)
             if isinstance(weight, torch.Tensor):
-                weight = weight.to(self._device)
+                weight = weight.to(self._memory.device)
             weights.append(weight)
         return tuple(weights)
 

@@ -109,7 +109,8 @@ class SampleRow:
 class EngineSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How one worker computes, whatever atoms it holds. Travels inside `actors.messages.Prepare`.
 
-    ``warm_folder`` is where the packed weights of this host's workers lie in shared memory, "" for nowhere.
+    ``warm_folder`` is where the packed weights of this host's workers lie in shared memory, "" for nowhere. ``memory_bytes`` is
+    all that weights and KV pages may take at this worker, 0 for whatever the device has.
     """
 
     model_folder: str
@@ -120,6 +121,7 @@ class EngineSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     deterministic: bool = False
     step_tokens_max: int = 512
     warm_folder: str = ""
+    memory_bytes: int = 0
 
 
 class WeightSources(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

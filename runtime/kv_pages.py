@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from .device_memory import free_bytes
+from .device_memory import DeviceMemory
 from .interface import BLOCK_TOKENS, EngineError, Int32Array, OutOfMemoryError
 from .mapped_memory import AddressSpace
 from .program import AttentionLayer
@@ -75,6 +75,7 @@ class KvPages:
         page_elements: Callable[[AttentionLayer], int],
         dtype: torch.dtype,
         device: torch.device,
+        memory: DeviceMemory | None = None,
     ) -> None:
         self.layers: dict[int, KvLayer] = {}
         self.blocks = 0
@@ -84,6 +85,8 @@ class KvPages:
         self._page_elements = page_elements
         self._dtype = dtype
         self._device = device
+        self._memory = memory or DeviceMemory(device)
+        self._memory.count(self._held_bytes)
         self._copies = _row_copies() if device.type == "cpu" else None
 
     @property
@@ -124,11 +127,11 @@ class KvPages:
             raise EngineError(f"A worker cannot hold {blocks} KV blocks; ask for 0 or more")
         layers, held = self.layers, max(self.blocks, blocks)
         needed = sum(max(0, held - len(layer.pages)) * layer.page_bytes for layer in layers.values())
-        free = free_bytes(self._device) if needed else 0
+        free = self._memory.free_bytes() if needed else 0
         if needed > free:
             raise OutOfMemoryError(
-                f"{blocks} KV blocks of {self.bytes_per_block} bytes need {needed} bytes more, {self._device} has {free} free; "
-                "ask for fewer blocks or give the stage fewer layers"
+                f"{blocks} KV blocks of {self.bytes_per_block} bytes need {needed} bytes more, {self._memory.name} has {free} "
+                "free; ask for fewer blocks or give the stage fewer layers"
             )
         try:
             for layer in layers.values():
@@ -137,7 +140,7 @@ class KvPages:
         except MemoryError as error:
             raise OutOfMemoryError(f"{blocks} KV blocks of {self.bytes_per_block} bytes do not fit: {error}") from error
         self.blocks, self._wanted = held, blocks
-        return sum(layer.pages.nbytes for layer in layers.values())
+        return self._held_bytes()
 
     def drop(self, keep: Iterable[int]) -> int:
         """Let go of the pages of every layer that is not in ``keep``, and of blocks beyond the last `reserve`.
@@ -173,6 +176,9 @@ class KvPages:
             packed = np.frombuffer(data, np.uint8).reshape(len(blocks), -1).copy()
             values = torch.from_numpy(packed).view(self._dtype).to(self._device)
             pages[torch.from_numpy(blocks.astype(np.int64)).to(self._device)] = values
+
+    def _held_bytes(self) -> int:
+        return sum(layer.pages.nbytes for layer in self.layers.values())
 
     def _copy(self, copy: RowCopy, pages: torch.Tensor, blocks: Int32Array, packed: memoryview) -> None:
         try:

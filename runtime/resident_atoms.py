@@ -18,7 +18,7 @@ import msgspec
 import torch
 
 from .atom_loader import AtomLoader, LoadedAtom
-from .device_memory import free_bytes
+from .device_memory import DeviceMemory
 from .interface import EngineError, EngineSpec, OutOfMemoryError, StageFacts, WeightSources
 from .kv_pages import KvPages
 from .lowered import Backend
@@ -38,14 +38,14 @@ class ResidentAtoms:
         backend: Backend,
         pages: KvPages,
         dtype: torch.dtype,
-        device: torch.device,
+        memory: DeviceMemory,
     ) -> None:
         self._spec = spec
         self._program = program
         self._backend = backend
         self._pages = pages
         self._dtype = dtype
-        self._device = device
+        self._memory = memory
         shapes = {node.name: node.shape for node in program.prelude.nodes if node.shape is not None}
         self._prelude_graph = lower(program.prelude, backend, {})
         self._lowered = [lower(graph, backend, shapes) for graph in program.graphs]
@@ -55,6 +55,7 @@ class ResidentAtoms:
         self._changing = threading.Lock()
         self._prelude: LoadedAtom | None = None
         self._atoms: dict[int, LoadedAtom] = {}
+        memory.count(self._weight_bytes)
 
     def load(self, atoms: range, backend_reason: str, progress: Callable[[int, int], None]) -> StageFacts:
         """Make ``atoms`` resident beside those that are; what they weigh, and where their weights came from."""
@@ -62,7 +63,7 @@ class ResidentAtoms:
         lacking = [atom for atom in atoms if atom not in self._atoms]
         with self._opened() as checkpoint:
             loader = AtomLoader(
-                checkpoint, self._program, self._backend, self._dtype, self._device, progress, self._warm, self._key
+                checkpoint, self._program, self._backend, self._dtype, self._memory, progress, self._warm, self._key
             )
             try:
                 new = self._load_new(lacking, loader)
@@ -70,6 +71,7 @@ class ResidentAtoms:
                 raise OutOfMemoryError(
                     f"The stage's weights do not fit: {error}; give the stage fewer layers"
                 ) from error
+        self._memory.check_stated(sum(loaded.nbytes for loaded in new.values()))
         return self._facts(atoms, self._admit(new, kept), kept, loader, backend_reason)
 
     def run_of(self, atoms: range) -> tuple[LoadedAtom, list[LoadedAtom]]:
@@ -95,6 +97,9 @@ class ResidentAtoms:
             freed = sum(loaded.nbytes for atom, loaded in self._atoms.items() if atom not in keep)
             self._atoms = {atom: loaded for atom, loaded in self._atoms.items() if atom in keep}
         return freed + self._pages.drop(self._layers(keep))
+
+    def _weight_bytes(self) -> int:
+        return sum(loaded.nbytes for loaded in self._atoms.values()) + (self._prelude.nbytes if self._prelude else 0)
 
     def _load_new(self, atoms: list[int], loader: AtomLoader) -> dict[int, LoadedAtom]:
         described = [self._program.atoms[atom] for atom in atoms]
@@ -129,7 +134,7 @@ class ResidentAtoms:
         return StageFacts(
             weight_bytes=sum(resident[atom].nbytes for atom in atoms),
             kv_bytes_per_block=sum(sizes),
-            memory_free_bytes=free_bytes(self._device),
+            memory_free_bytes=self._memory.free_bytes(),
             layers=layers,
             page_bytes=sizes,
             page_layout=f"{self._backend.name}, {self._pages.layout}",

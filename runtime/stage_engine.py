@@ -20,6 +20,7 @@ import torch
 
 from .atom_loader import LoadedAtom
 from .backends import choose_backend
+from .device_memory import DeviceMemory
 from .hidden_buffers import from_buffer, to_buffer
 from .interface import BufferView, EngineError, EngineSpec, Int32Array, RaggedBatch, SampleRow, StageFacts, StageOutput
 from .kv_pages import KvPages
@@ -46,8 +47,9 @@ class LoweredStageEngine:
         self._device = _device(spec.device)
         self.backend, self.backend_reason = choose_backend(spec, self.program, self._device, self._dtype)
         self._pads = spec.deterministic and not self.backend.batch_invariant
-        self.pages = KvPages(self.program.attention, self.backend.page_elements, self._dtype, self._device)
-        self.resident = ResidentAtoms(spec, self.program, self.backend, self.pages, self._dtype, self._device)
+        memory = DeviceMemory(self._device, spec.device, spec.memory_bytes)
+        self.pages = KvPages(self.program.attention, self.backend.page_elements, self._dtype, self._device, memory)
+        self.resident = ResidentAtoms(spec, self.program, self.backend, self.pages, self._dtype, memory)
         self._is_warm = False
 
     def load(self, atoms: range, progress: Callable[[int, int], None]) -> StageFacts:

@@ -86,12 +86,12 @@ def test_measured_times_replace_the_estimate():
 
 def test_memory_that_does_not_suffice_is_named():
     whole = plan(stages=1).stages[0].memory_bytes
-    assert plan(stages=1, memory_bytes=whole).stages[0].memory_bytes == whole
+    assert plan(stages=1, memory_bytes=[whole]).stages[0].memory_bytes == whole
     with pytest.raises(InfeasiblePartition, match="lacks at least 1 bytes") as refusal:
-        plan(stages=1, memory_bytes=whole - 1)
+        plan(stages=1, memory_bytes=[whole - 1])
     assert refusal.value.missing_bytes == 1
     with pytest.raises(InfeasiblePartition):
-        plan(partition_text="1,3", memory_bytes=whole // 2)
+        plan(partition_text="1,3", memory_bytes=[whole // 2] * 2)
 
 
 @pytest.mark.parametrize("options", [{}, {"stages": 0}, {"stages": 1, "dtype": "float3"}])

@@ -144,6 +144,59 @@ def test_a_real_models_costs_lead_to_a_route_of_all_its_atoms():
         assert len(stages) == count
 
 
+LARGE_AND_SMALL = "cpu:1x2000B,cpu:2x800B,cpu:2x700B"
+"""The model weighs 1400 bytes, and each token of context 24."""
+
+
+@pytest.mark.parametrize(
+    ("cuts", "wish", "after"),
+    [
+        # halves of 700 fit everywhere
+        ((), {"stages": 2}, [(0, 0, 7, "cpu:0"), (20, 7, 14, "cpu:1")]),
+        # 1100 of the second stage fit the large device only, and the first goes to the tightest
+        ((7,), {"partition": "1,5"}, [(20, 0, 3, "cpu:3"), (0, 3, 14, "cpu:0")]),
+        ((3,), {"stages": 1}, [(0, 0, 14, "cpu:0")]),
+    ],
+)
+def test_stages_go_where_their_weights_and_kv_fit(cuts, wish, after):
+    assert shape(plan(serving(*cuts), devices=LARGE_AND_SMALL, **wish)) == after
+
+
+def test_stages_are_cut_to_the_memory_of_their_devices_where_the_best_cuts_do_not_fit():
+    assert shape(plan(serving(), devices="cpu:1x1000B,cpu:1x500B", stages=2)) == [
+        (0, 0, 9, "cpu:0"),
+        (20, 9, 14, "cpu:1"),
+    ]
+
+
+def test_kv_of_live_requests_counts_against_a_stated_memory():
+    assert shape(plan(serving(), devices=LARGE_AND_SMALL, stages=2, live_tokens=8))[1][3] == "cpu:1"
+    with pytest.raises(RefactorRefusedError, match="need 1640 bytes, but the 2 stages have 1600 together"):
+        plan(serving(), devices="cpu:2x800B", stages=2, live_tokens=10)
+
+
+@pytest.mark.parametrize(
+    ("devices", "wish", "sentence"),
+    [
+        ("cpu:1x2000B,cpu:1x300B", {"move": "3-5:cpu:1"}, r"cpu:1 \(0 MiB\); move fewer layers there"),
+        ("cpu:3x800B", {"partition": "1,5"}, "stage 1 needs .* the largest device left for it is cpu:0"),
+        ("cpu:3x600B", {"stages": 2}, "the 2 stages have 1200 together"),
+    ],
+)
+def test_a_stage_that_does_not_fit_its_device_is_refused_by_name(devices, wish, sentence):
+    with pytest.raises(RefactorRefusedError, match=sentence):
+        plan(serving(), devices=devices, **wish)
+
+
+def test_another_replica_goes_to_devices_that_hold_it():
+    assert shape(copied(serving(7), devices="cpu:2x2000B,cpu:2x500B,cpu:2x800B")) == [
+        (0, 0, 7, "cpu:4"),
+        (1, 7, 14, "cpu:5"),
+    ]
+    with pytest.raises(RefactorRefusedError, match="another replica does not fit: stage 0 needs"):
+        copied(serving(7), devices="cpu:2x2000B,cpu:2x500B")
+
+
 def copied(route, devices=None, cores=8, taken=None):
     taken = [stage.device for stage in route.stages] if taken is None else taken
     return RefactorPlanner(MODEL, devices, None, cores).copy(route, taken_devices=taken)

@@ -15,7 +15,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 
 from engine_harness import BlockSource, Request, Stage, feed, load_stage
-from flexpipe.runtime import atom_loader
+from flexpipe.runtime import device_memory
 from flexpipe.runtime.capturing.capture import capture
 from flexpipe.runtime.interface import EngineError, EngineSpec, OutOfMemoryError, RaggedBatch
 from flexpipe.runtime.program import load_program, save_program
@@ -114,12 +114,40 @@ def test_a_load_that_fails_changes_nothing(saved, monkeypatch):
     engine = LoweredStageEngine(spec_of(saved))
     load(engine, range(2))
     layers = dict(engine.pages.layers)
-    monkeypatch.setattr(atom_loader, "free_bytes", lambda _device: 1000)
+    monkeypatch.setattr(device_memory, "free_bytes", lambda _device: 1000)
     with pytest.raises(OutOfMemoryError, match="1000 free"):
         load(engine, range(atoms_of(saved)))
     assert engine.pages.layers == layers
     with pytest.raises(EngineError, match="were not loaded"):
         engine.forward(range(3), one_token(), None)
+
+
+def test_a_stated_memory_holds_weights_and_pages_and_no_more(saved, warm):
+    atoms = range(atoms_of(saved))
+    weighed = load(LoweredStageEngine(spec_of(saved, warm_folder=str(warm))), atoms)
+    room = 10 * weighed.kv_bytes_per_block
+    engine = LoweredStageEngine(
+        spec_of(saved, device="cpu:3", warm_folder=str(warm), memory_bytes=weighed.weight_bytes + room)
+    )
+    facts = load(engine, atoms)
+    assert facts.memory_free_bytes <= room
+    blocks = facts.memory_free_bytes // facts.kv_bytes_per_block
+    with pytest.raises(OutOfMemoryError, match="cpu:3 has"):
+        engine.reserve(blocks + 1)
+    engine.reserve(blocks)
+    engine.drop(range(0))
+    assert load(engine, atoms).memory_free_bytes == facts.memory_free_bytes
+
+
+def test_weights_beyond_a_stated_memory_are_refused_even_where_they_are_shared(saved, warm):
+    atoms = range(atoms_of(saved))
+    weighed = load(LoweredStageEngine(spec_of(saved, warm_folder=str(warm))), atoms)
+    engine = LoweredStageEngine(
+        spec_of(saved, device="cpu:3", warm_folder=str(warm), memory_bytes=weighed.weight_bytes - 1)
+    )
+    with pytest.raises(OutOfMemoryError, match=r"cpu:3 has .* stated for it; give the stage fewer layers"):
+        load(engine, atoms)
+    assert load(engine, range(2)).weight_bytes < weighed.weight_bytes
 
 
 def test_memory_that_the_system_refuses_is_an_error_by_name(saved, monkeypatch):
