@@ -18,6 +18,9 @@ HOUR_S = 3600.0
 
 Action = Literal["hold", "change"]
 
+Leaning = Literal["grow", "shrink"]
+"""What is better than the present: capacity that the load asks for, or anything else (fewer devices, less time per token)."""
+
 Reason = Literal[
     "worth-it",  # the only one that goes with "change"
     "bad-signals",
@@ -85,7 +88,7 @@ class Limits:
 class GuardInputs:
     """What a change is judged by before it is begun.
 
-    ``lag_s`` is how old the controller's view of the load is when it acts; ``dwell_s`` how long the pipeline has kept its shape
+    ``lag_s`` is how long the controller takes to believe that a load grows; ``dwell_s`` how long the pipeline has kept its shape
     (None: since it began); ``drain_s`` within how long the controller wants a backlog gone.
     """
 
@@ -139,7 +142,7 @@ class ControllerMemory:
     """
 
     at_s: float | None = None
-    leaning: Literal["grow", "shrink"] | None = None
+    leaning: Leaning | None = None
     leaning_since_s: float = 0.0
     regret: float = 0.0
     under_way: bool = False

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import isfinite
 from typing import Protocol
 
-from .observation import Observation
+from .observation import PLAUSIBLE_MAX, Observation
+
+PLAUSIBLE_MIN = 1e-9
+"""A capacity or a token time below this is none."""
 
 Term = tuple[str, float]
 """One summand or factor of a score, by name; the unit ends the name."""
@@ -61,23 +63,26 @@ class Shape:
             return self.refused
         if self.stages < 1 or self.replicas < 1:
             return f"{self.stages} stages times {self.replicas} replicas serve nothing"
-        for name in (
-            "tpot_s",
-            "capacity_tokens_per_s",
-            "startup_s",
-            "switch_s",
-            "fragmentation_share",
-            "moved_bytes",
-            "kv_tokens",
-        ):
+        for name in _NUMBERS:
             value = getattr(self, name)
-            if not isfinite(value):
+            if not abs(value) <= PLAUSIBLE_MAX:
                 return f"its {name} is {value}"
             if value < 0 and name != "fragmentation_share":
                 return f"its {name} is {value}, which is less than nothing"
-        if self.tpot_s == 0 or self.capacity_tokens_per_s == 0:
-            return "it serves nothing: its tpot_s or its capacity_tokens_per_s is 0"
+        if min(self.tpot_s, self.capacity_tokens_per_s) < PLAUSIBLE_MIN:
+            return f"it serves nothing: {self.capacity_tokens_per_s} tokens/s, {self.tpot_s} s from one to the next"
         return None
+
+
+_NUMBERS = (
+    "tpot_s",
+    "capacity_tokens_per_s",
+    "startup_s",
+    "switch_s",
+    "fragmentation_share",
+    "moved_bytes",
+    "kv_tokens",
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,9 @@ decides what a request weighs, a prompt's tokens plus those that it is expected 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import isfinite
+
+PLAUSIBLE_MAX = 1e15
+"""Numbers beyond this are wrong, and would make sums that are no numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +88,14 @@ class Observation:
         """Why nothing can be decided on this; None where something can."""
         for name in _NUMBERS:
             value = getattr(self, name)
-            if value is not None and not isfinite(value):
+            if value is not None and not abs(value) <= PLAUSIBLE_MAX:
                 return f"the signals' {name} is {value}"
             if value is not None and value < 0 and name not in _SIGNED:
                 return f"the signals' {name} is {value}, which is less than nothing"
-        if not all(isfinite(point.tokens) and isfinite(point.window_s) for point in self.envelope):
-            return "the signals' envelope holds something that is no number"
+        if not all(
+            0 <= point.tokens <= PLAUSIBLE_MAX and 0 < point.window_s <= PLAUSIBLE_MAX for point in self.envelope
+        ):
+            return "the signals' envelope holds something that is no amount of work"
         return None
 
 
