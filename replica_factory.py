@@ -145,7 +145,7 @@ def _kv_blocks_max(model: PreparedModel, config: ServeConfig) -> int:
 def _stages_at_once(model: PreparedModel) -> int | None:
     """How many stages can compute at once: CPU workers share the cores, others have a device each (None)."""
     on_cpu = all(device.device.startswith("cpu") for device in model.devices)
-    return int(os.environ.get("STEPS_MAX", "2")) if on_cpu else None
+    return len(os.sched_getaffinity(0)) if on_cpu else None
 
 
 def _kv_memory_bytes(model: PreparedModel, bytes_per_token: int) -> int:

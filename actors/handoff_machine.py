@@ -72,7 +72,7 @@ class HandoffLimits:
     runs_under_way_max: int = 3
     remaining_bytes_max: int = 4 * 1024 * 1024
     refusals_max: int = 8
-    copy_share_max: float = 0.1
+    copy_share_max: float = 0.03
 
 
 DEFAULT_HANDOFF_LIMITS = HandoffLimits()

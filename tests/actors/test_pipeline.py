@@ -44,6 +44,26 @@ async def test_a_pipeline_of_any_depth_gives_the_right_tokens_to_many_at_once(au
         assert got[index] == expected_tokens(MODEL, range(index, 20 + 7 * index), params, 12)
 
 
+@pytest.mark.parametrize(("stages_at_once", "most"), [(None, 3), (2, 2), (9, 3)])
+async def test_no_more_steps_are_under_way_than_stages_can_compute_at_once(autojump_clock, stages_at_once, most):
+    seen = set()
+
+    async def look(world):
+        while True:
+            seen.add(world.scheduler.counts().steps_under_way)
+            await trio.sleep(0.001)
+
+    async with modelled_pipeline(steps_under_way_max=stages_at_once) as world:
+        await world.wait_ready()
+        async with trio.open_nursery() as looking:
+            looking.start_soon(look, world)
+            async with trio.open_nursery() as nursery:
+                for index in range(8):
+                    nursery.start_soon(generate, world.pipeline, range(index, 20))
+            looking.cancel_scope.cancel()
+    assert max(seen) == most
+
+
 async def test_before_it_serves_a_pipeline_refuses_and_says_why(autojump_clock):
     async with modelled_pipeline() as world:
         with pytest.raises(GenerationFailedError, match="starting") as caught:

@@ -103,6 +103,7 @@ class ModelledFactory:
         coordinator_limits=None,
         worker_limits=None,
         engine=None,
+        steps_under_way_max=None,
     ):
         self.made = {}
         self.journals = {}
@@ -114,6 +115,7 @@ class ModelledFactory:
         self._transport = transport
         self._blocks = blocks
         self._limits = limits or SchedulerLimits()
+        self._steps_under_way_max = steps_under_way_max
         self._coordinator_limits = coordinator_limits or CoordinatorLimits()
         self._worker_limits = worker_limits or WorkerLimits()
 
@@ -128,7 +130,9 @@ class ModelledFactory:
         spec = PipelineSpec(EngineSpec("", ""), stages, MODEL.layers_of, self._blocks, CONTEXT_TOKENS)
         log = EventLog(self.log_text, process="daemon", replica=replica)
         machine = CoordinatorMachine(spec, self._coordinator_limits, f"memory://{replica}-{{epoch}}-{{link}}")
-        scheduler = Scheduler(self._limits, log, context_tokens=CONTEXT_TOKENS)
+        scheduler = Scheduler(
+            self._limits, log, context_tokens=CONTEXT_TOKENS, steps_under_way_max=self._steps_under_way_max
+        )
         journal = self.journals.setdefault(replica, MemoryJournal(write_s=0.002))
         prefix = "worker" if replica == 0 else f"replica-{replica}-worker"
         launcher = TaskLauncher(self._network, self._nursery, self.engine, self.log_text, prefix)
