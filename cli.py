@@ -1,4 +1,4 @@
-"""The command line: `flexpipe serve | generate | chat | ps | refactor | plan | pull | doctor | simulate | bench`.
+"""The command line: `flexpipe serve | generate | chat | ps | refactor | plan | pull | doctor | simulate | bench | certify`.
 
 Each command turns its arguments into calls and the outcome into text or JSON. Exit codes: 0 fine, 1 failed, 2 misused. Nothing
 heavy is imported before a command needs it, so `--help` and `ps` start in a fraction of a second.
@@ -16,9 +16,10 @@ from cyclopts import config as sources
 
 from . import __version__
 from .actors.config import ConfigError, ServeConfig
+from .commands.bench_app import DEFAULT_MODEL, bench
+from .commands.certify_app import certify
 
 CONFIG_FILE = "flexpipe.toml"
-DEFAULT_MODEL = "smollm2"
 DEFAULT_URL = "http://127.0.0.1:8000"
 
 _ENVIRONMENT = sources.Env("FLEXPIPE_", command=False)
@@ -279,90 +280,8 @@ app.command(
     config=[],
 )
 
-bench = App(name="bench", help="Measure speed on this machine; compare figures of one run only.")
 app.command(bench)
-
-
-@bench.command(name="engine")
-def bench_engine(
-    model: str = DEFAULT_MODEL,
-    /,
-    *,
-    concurrency: tuple[int, ...] = (1, 8, 32),
-    threads: int = 2,
-    compare_transformers: bool = False,
-    json: AsJson = False,
-) -> int:
-    """One stage without sockets: tokens/s at several concurrencies, and their share of this machine's roofline.
-
-    For example:
-
-        flexpipe bench engine --json
-        flexpipe bench engine smollm2 --concurrency 1 --concurrency 16 --compare-transformers
-
-    Args:
-        model: Model to measure.
-        concurrency: Requests at once; may be given several times.
-        threads: Processor threads.
-        compare_transformers: Run transformers' generate() too, alternating with ours.
-        json: Print facts as JSON, for machines.
-    """
-    from .commands.bench import engine_command
-
-    return engine_command(model, concurrency, threads, compare=compare_transformers, as_json=json)
-
-
-@bench.command(name="pipeline")
-def bench_pipeline(
-    model: str = DEFAULT_MODEL,
-    /,
-    *,
-    concurrency: tuple[int, ...] = (8, 32),
-    rounds: int = 3,
-    json: AsJson = False,
-) -> int:
-    """The pipeline's tax: two stages of one thread against one stage of two, with as many requests in flight.
-
-    Args:
-        model: Model to measure.
-        concurrency: Requests at once; may be given several times.
-        rounds: Times that the contenders take turns.
-        json: Print facts as JSON, for machines.
-    """
-    from .commands.bench import pipeline_command
-
-    return pipeline_command(model, concurrency, rounds, as_json=json)
-
-
-@bench.command(name="refactor")
-def bench_refactor(
-    model: str = DEFAULT_MODEL,
-    /,
-    *,
-    rounds: int = 3,
-    contexts: str = "256,1024,4096",
-    plot: Path | None = None,
-    json: AsJson = False,
-) -> int:
-    """What refactoring costs eight running streams: pauses, slower tokens, wrong tokens, by each strategy along 2→4→3→6→1.
-
-    Takes about five minutes a round, and as long again for the contexts; nothing else should run meanwhile.
-
-    For example:
-
-        flexpipe bench refactor --rounds 1 --plot plots
-        flexpipe bench refactor --contexts 256,1024 --json
-
-    Args:
-        model: Model to measure.
-        rounds: Times that the strategies take turns.
-        contexts: Tokens of context under which a split and a merge are measured too, as 256,1024,4096.
-        plot: Folder to write plots to, as PNG; needs the extra `bench`.
-        json: Print facts as JSON, for machines.
-    """
-    from .commands.bench import refactor_command
-
-    return refactor_command(model, rounds, contexts, plot, as_json=json)
+app.command(certify)
 
 
 def main() -> None:

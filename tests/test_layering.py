@@ -36,6 +36,7 @@ OURS = {
         "preparation",
     ),
     "commands": (
+        "policies",
         "runtime",
         "actors",
         "bench",

@@ -1,0 +1,96 @@
+"""The arguments of `flexpipe bench engine | pipeline | refactor`; nothing heavy is imported before one of them runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, Parameter
+
+DEFAULT_MODEL = "smollm2"
+
+AsJson = Annotated[bool, Parameter(negative="", help="Print facts as JSON, for machines.")]
+
+bench = App(name="bench", help="Measure speed on this machine; compare figures of one run only.")
+
+
+@bench.command(name="engine")
+def bench_engine(
+    model: str = DEFAULT_MODEL,
+    /,
+    *,
+    concurrency: tuple[int, ...] = (1, 8, 32),
+    threads: int = 2,
+    compare_transformers: bool = False,
+    json: AsJson = False,
+) -> int:
+    """One stage without sockets: tokens/s at several concurrencies, and their share of this machine's roofline.
+
+    For example:
+
+        flexpipe bench engine --json
+        flexpipe bench engine smollm2 --concurrency 1 --concurrency 16 --compare-transformers
+
+    Args:
+        model: Model to measure.
+        concurrency: Requests at once; may be given several times.
+        threads: Processor threads.
+        compare_transformers: Run transformers' generate() too, alternating with ours.
+        json: Print facts as JSON, for machines.
+    """
+    from .bench import engine_command
+
+    return engine_command(model, concurrency, threads, compare=compare_transformers, as_json=json)
+
+
+@bench.command(name="pipeline")
+def bench_pipeline(
+    model: str = DEFAULT_MODEL,
+    /,
+    *,
+    concurrency: tuple[int, ...] = (8, 32),
+    rounds: int = 3,
+    json: AsJson = False,
+) -> int:
+    """The pipeline's tax: two stages of one thread against one stage of two, with as many requests in flight.
+
+    Args:
+        model: Model to measure.
+        concurrency: Requests at once; may be given several times.
+        rounds: Times that the contenders take turns.
+        json: Print facts as JSON, for machines.
+    """
+    from .bench import pipeline_command
+
+    return pipeline_command(model, concurrency, rounds, as_json=json)
+
+
+@bench.command(name="refactor")
+def bench_refactor(
+    model: str = DEFAULT_MODEL,
+    /,
+    *,
+    rounds: int = 3,
+    contexts: str = "256,1024,4096",
+    plot: Path | None = None,
+    json: AsJson = False,
+) -> int:
+    """What refactoring costs eight running streams: pauses, slower tokens, wrong tokens, by each strategy along 2→4→3→6→1.
+
+    Takes about five minutes a round, and as long again for the contexts; nothing else should run meanwhile.
+
+    For example:
+
+        flexpipe bench refactor --rounds 1 --plot plots
+        flexpipe bench refactor --contexts 256,1024 --json
+
+    Args:
+        model: Model to measure.
+        rounds: Times that the strategies take turns.
+        contexts: Tokens of context under which a split and a merge are measured too, as 256,1024,4096.
+        plot: Folder to write plots to, as PNG; needs the extra `bench`.
+        json: Print facts as JSON, for machines.
+    """
+    from .bench import refactor_command
+
+    return refactor_command(model, rounds, contexts, plot, as_json=json)
