@@ -19,13 +19,6 @@ TREND_T_MIN = 2.0
 """A trend counts when it is this many of its standard errors from 0 (about 95 % of the time it is real)."""
 
 
-def window_sums(bins: Bins, width: int) -> Bins:
-    """[n - width + 1] the sum over each run of ``width`` bins."""
-    total = np.concatenate([[0.0], np.cumsum(bins)])
-    sums: Bins = total[width:] - total[:-width]
-    return sums
-
-
 def dispersion_curve(
     counts: Bins, work: Bins, bin_s: float, taus_s: Sequence[float], windows_min: int, arrivals_min: int
 ) -> tuple[Dispersion, ...]:
@@ -36,27 +29,34 @@ def dispersion_curve(
     arrivals, tokens = counts.sum(), work.sum()
     if arrivals < arrivals_min or tokens <= 0:
         return ()
+    all_counts, all_work = _running_sums(counts), _running_sums(work)
     points = []
     for tau_s in taus_s:
         width = round(tau_s / bin_s)
         if width < 1 or len(counts) < width * windows_min:
             continue
-        a, y = window_sums(counts, width), window_sums(work, width)
+        a, y = all_counts[width:] - all_counts[:-width], all_work[width:] - all_work[:-width]
         if a.mean() > 0 and y.mean() > 0:
-            idw = y.var() / (tokens / arrivals * y.mean())
+            idw = y.var() / y.mean() / (tokens / arrivals)
             points.append(Dispersion(tau_s, float(a.var() / a.mean()), float(idw), len(counts) // width))
     return tuple(points)
 
 
 def envelope(work: Bins, bin_s: float, windows_s: Sequence[float]) -> tuple[EnvelopePoint, ...]:
     """The most work within any window of each length that the history holds."""
-    total = np.concatenate([[0.0], np.cumsum(work)])
-    points = []
-    for window_s in windows_s:
-        width = round(window_s / bin_s)
-        if 1 <= width <= len(work):
-            points.append(EnvelopePoint(window_s, float((total[width:] - total[:-width]).max())))
-    return tuple(points)
+    total = _running_sums(work)
+    widths = [(window_s, round(window_s / bin_s)) for window_s in windows_s]
+    return tuple(
+        EnvelopePoint(window_s, float((total[width:] - total[:-width]).max()))
+        for window_s, width in widths
+        if 1 <= width <= len(work)
+    )
+
+
+def _running_sums(bins: Bins) -> Bins:
+    """[n + 1] the sum of the first 0 to n bins."""
+    sums: Bins = np.concatenate([[0.0], np.cumsum(bins)])
+    return sums
 
 
 def trend(work: Bins, bin_s: float) -> float:

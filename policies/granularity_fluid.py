@@ -33,7 +33,7 @@ class FluidWeights:
     """
 
     wait_s: float = 5.0
-    per_device: float = 0.05
+    per_device: float = 0.25
     fragmentation: float = 1.0
 
 

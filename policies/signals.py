@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
-from math import isfinite
 
 import numpy as np
 
@@ -45,6 +44,9 @@ class SignalSettings:
     late_s_max: float = 2.0
     gap_s_max: float = 30.0
 
+
+AMOUNT_MAX = 1e9
+"""Tokens, requests or seconds beyond this are a mistake of whoever feeds."""
 
 SERVICE_TIMES = 256
 START_UPS = 16
@@ -171,7 +173,7 @@ class Signals:
         return float(gaps.std() / gaps.mean())
 
     def _sound(self, what: str, value: float) -> bool:
-        if isfinite(value) and value >= 0:
+        if 0 <= value <= AMOUNT_MAX:
             return True
         self._blame(f"{what} came as {value}, which is none")
         return False
@@ -194,4 +196,4 @@ def _mean_and_cv2(values: Iterable[float]) -> tuple[float | None, float | None]:
     array = np.array(list(values))
     if len(array) == 0 or array.mean() <= 0:
         return None, None
-    return float(array.mean()), float(array.var() / array.mean() ** 2)
+    return float(array.mean()), float(array.std() / array.mean()) ** 2

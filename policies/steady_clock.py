@@ -5,7 +5,8 @@ Owns what becomes of clocks that jump. It must never read a clock itself.
 
 from __future__ import annotations
 
-from math import isfinite
+TIME_MAX_S = 1e12
+"""Beyond this, some 30,000 years, a number is no time: it would not even tell seconds apart."""
 
 
 class SteadyClock:
@@ -24,7 +25,7 @@ class SteadyClock:
 
     def read(self, at_s: float) -> tuple[float | None, str | None]:
         """(steady time of an event at ``at_s``, what was wrong with it). No time where ``at_s`` is no number."""
-        if not isfinite(at_s):
+        if not abs(at_s) <= TIME_MAX_S:
             return None, f"an event came at {at_s}, which is no time"
         if self.now_s is None:
             self.now_s = at_s
