@@ -87,12 +87,18 @@ def certify(facts: ControllerFacts) -> Certificate:
 
 
 def controller_guard(router: RouterFacts) -> Guard:
-    """The guard for `controller.decide`: judges each wanted change by what the signals say at that moment."""
+    """The guard for `controller.decide`: judges each wanted change by what the signals say at that moment.
+
+    Raises `CertificateError` where ``router`` is none; the guard itself never raises.
+    """
+    wrong = router.flaw()
+    if wrong is not None:
+        raise CertificateError(wrong)
 
     def guard(inputs: GuardInputs) -> Refusal | None:
         try:
             return certify(wanted_facts(inputs, router)).refusal()
-        except CertificateError as flaw:
+        except (CertificateError, ArithmeticError) as flaw:  # finite numbers may still have no quotient
             return Refusal("facts", f"the change cannot be judged: {flaw}")
 
     return guard

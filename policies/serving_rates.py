@@ -79,8 +79,7 @@ def phase_margin_deg(drain_s: float, startup_s: float, lag_s: float) -> float:
 
     The gain is 1 where ``w drain sqrt(1 + (w lag)^2) = 1``, a quadratic in ``w^2``.
     """
-    squared = 2 / (drain_s * (drain_s + math.hypot(drain_s, 2 * lag_s)))
-    crossover = math.sqrt(squared)
+    crossover = math.sqrt(2 / drain_s / (drain_s + math.hypot(drain_s, 2 * lag_s)))
     return 90 - math.degrees(math.atan(crossover * lag_s) + crossover * startup_s)
 
 
