@@ -139,6 +139,8 @@ def _drain(facts: ControllerFacts, _rate_per_s: float) -> Condition:
         f"a backlog is to drain in {facts.drain_s:.3g} s, and {DRAIN_FACTOR} x ({facts.startup_s:.3g} s start-up + "
         f"{facts.lag_s:.3g} s lag) is {limit:.3g} s: the loop has {stable}"
     )
+    if margin < 0:
+        sentence += f"; give it {limit:.3g} s or more"
     return Condition("drain", margin >= 0, facts.drain_s, limit, margin, "s", sentence)
 
 
@@ -164,6 +166,8 @@ def _staleness(facts: ControllerFacts, name: str, limit: float, where: str) -> C
         )
     verdict = "stays under" if sharpness < limit else "is not under"
     sentence = f"{kind} on reports {age:.3g} s old {verdict} the {limit:.3g} /s {where} from which on routers herd"
+    if sharpness >= limit:
+        sentence += "; make it blunter or its reports younger"
     return Condition(name, sharpness < limit, sharpness, limit, limit - sharpness, "1/s", sentence)
 
 
