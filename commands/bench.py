@@ -76,6 +76,35 @@ def refactor_command(model: str, rounds: int, contexts: str, plot: Path | None, 
     return 0
 
 
+def controller_command(pipelines: int, candidates: int, rounds: int, *, as_json: bool) -> int:
+    """How long the controller takes to decide; the exit code.
+
+    Raises `ConfigError` where there is nothing to measure.
+    """
+    from ..bench import controller
+
+    if min(pipelines, candidates, rounds) < 1:
+        raise ConfigError("pipelines, candidates and rounds must be at least 1")
+    result = controller.run(pipelines, candidates, rounds, report=_note)
+    if as_json:
+        print(json.dumps(result, indent=2))
+        return 0
+    out.print(f"{result['pipelines']} pipelines, {result['candidates']} candidates each, {rounds} decisions a pipeline")
+    rows = [("policy", "decision p50", "p99", "p99 CPU", "observation p50", "p99", "event")]
+    for name, at in result["policies"].items():
+        decide, observe = at["decide"], at["observe"]
+        seconds = (
+            decide["wall_p50_ms"],
+            decide["wall_p99_ms"],
+            decide["cpu_p99_ms"],
+            observe["wall_p50_ms"],
+            observe["wall_p99_ms"],
+        )
+        rows.append((name, *(f"{ms:.2f} ms" for ms in seconds), f"{at['event_us']:.1f} us"))
+    out.print(_table(rows))
+    return 0
+
+
 def _token_counts(text: str) -> tuple[int, ...]:
     """Contexts as "256,1024"; none where the text is empty."""
     parts = [part.strip() for part in text.split(",") if part.strip()]

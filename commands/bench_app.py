@@ -1,4 +1,4 @@
-"""The arguments of `flexpipe bench engine | pipeline | refactor`; nothing heavy is imported before one of them runs."""
+"""The arguments of `flexpipe bench engine | pipeline | refactor | controller`; nothing heavy is imported before one runs."""
 
 from __future__ import annotations
 
@@ -94,3 +94,28 @@ def bench_refactor(
     from .bench import refactor_command
 
     return refactor_command(model, rounds, contexts, plot, as_json=json)
+
+
+@bench.command(name="controller")
+def bench_controller(
+    *,
+    pipelines: int = 100,
+    candidates: int = 32,
+    rounds: int = 20,
+    json: AsJson = False,
+) -> int:
+    """How long one decision of the controller takes, with signals of an hour behind it, by each policy.
+
+    For example:
+
+        flexpipe bench controller --json
+
+    Args:
+        pipelines: Pipelines under control.
+        candidates: Shapes that each of them is weighed against, up to 128.
+        rounds: Decisions per pipeline.
+        json: Print facts as JSON, for machines.
+    """
+    from .bench import controller_command
+
+    return controller_command(pipelines, candidates, rounds, as_json=json)
