@@ -4,7 +4,21 @@ import pytest
 from flexpipe.cli import app
 
 
-@pytest.mark.parametrize("command", ["serve", "generate", "chat", "ps", "refactor", "plan", "pull", "bench engine"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "serve",
+        "generate",
+        "chat",
+        "ps",
+        "refactor",
+        "plan",
+        "pull",
+        "bench engine",
+        "certify microgrid9",
+        "certify controller",
+    ],
+)
 def test_the_help_of_a_command_has_examples(command, capsys):
     app.help_print(command.split())
     usage, _, rest = capsys.readouterr().out.partition("\n")
