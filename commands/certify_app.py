@@ -7,9 +7,12 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
+from ..policies.decision import Limits
 from ..policies.serving_facts import RouterFacts
 
 AsJson = Annotated[bool, Parameter(negative="", help="Print facts as JSON, for machines.")]
+
+_LIMITS = Limits()
 
 certify = App(
     name="certify", help="Prove by contraction theory that something settles, and by which margins.", config=[]
@@ -39,17 +42,18 @@ def controller(
     *,
     capacities: tuple[float, ...] = (1000.0, 1000.0),
     arriving: float = 1400.0,
-    drain_s: float = 60.0,
+    drain_s: float = _LIMITS.drain_s,
     startup_s: float = 10.0,
-    lag_s: float = 10.0,
-    dwell_s: float = 60.0,
+    lag_s: float = _LIMITS.confirm_grow_s,
+    dwell_s: float = _LIMITS.dwell_s_min,
     growth: float = 1.5,
     router: Annotated[RouterFacts, Parameter(name="*")] = RouterFacts(),  # noqa: B008 - frozen value
     json: AsJson = False,
 ) -> int:
     """A serving configuration: whether it settles, condition by condition. Ends with 1 where a condition fails.
 
-    The conditions are a fluid model's: they tell what thrashes or herds, and promise nothing about single requests.
+    The conditions are a fluid model's: they tell what thrashes or herds, and promise nothing about single requests. What is not given
+    is as the controller's own limits and FlexPipe's own router have it; capacities, load and start-up are an example.
 
     For example:
 
