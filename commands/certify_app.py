@@ -52,8 +52,8 @@ def controller(
 ) -> int:
     """A serving configuration: whether it settles, condition by condition. Ends with 1 where a condition fails.
 
-    The conditions are a fluid model's: they tell what thrashes or herds, and promise nothing about single requests. What is not given
-    is as the controller's own limits and FlexPipe's own router have it; capacities, load and start-up are an example.
+    The conditions are a fluid model's: they tell what thrashes or herds, and promise nothing about single requests. What is
+    not given is as the controller's own limits and FlexPipe's own router have it; capacities, load and start-up are an example.
 
     For example:
 
