@@ -1,4 +1,4 @@
-"""The command line: `flexpipe serve | generate | chat | ps | refactor | plan | pull | doctor | simulate | bench | certify`.
+"""The command line: `flexpipe serve | generate | chat | ps | refactor | plan | map | pull | doctor | simulate | bench | certify`.
 
 Each command turns its arguments into calls and the outcome into text or JSON. Exit codes: 0 fine, 1 failed, 2 misused. Nothing
 heavy is imported before a command needs it, so `--help` and `ps` start in a fraction of a second.
@@ -277,6 +277,14 @@ app.command(
     f"{__package__}.commands.simulate:simulate",
     help="Run histories of a simulated pipeline under faults, and check the promises that the real one makes.",
     help_epilogue="For example: flexpipe simulate --seeds 2000 --jobs 2, flexpipe simulate --seed 342 --trace",
+    config=[],
+)
+
+app.command(
+    f"{__package__}.commands.map:show_map",
+    name="map",
+    help="Show which devices there are and how much of each is free: the fragmentation map.",
+    help_epilogue="For example: flexpipe map --devices cpu:4x2GiB, flexpipe map --synthetic random:90 --svg map.svg",
     config=[],
 )
 

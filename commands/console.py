@@ -92,9 +92,9 @@ def ranges(numbers: Sequence[int]) -> str:
 
 
 def size(count: float) -> str:
-    """Bytes for people, three figures: "98.1 MiB", "270 MiB", "1.6 GiB"."""
-    for unit in ("B", "KiB", "MiB"):
+    """Bytes for people, three figures: "98.1 MiB", "270 MiB", "1.6 GiB", "46.2 TiB"."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
         if count < 1000:
             return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
         count /= 1024
-    return f"{count:.1f} GiB"
+    return f"{count:.1f} TiB"
