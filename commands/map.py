@@ -55,7 +55,7 @@ def show_map(
     devices: Annotated[str | None, Parameter(group=_SOURCE)] = None,
     nodes: int = NODES,
     seed: int = 0,
-    gpu_memory: Annotated[tuple[str, ...], Parameter(negative="")] = (),
+    gpu_memory: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = (),
     rack_nodes: int = NODES_OF_A_RACK,
     stage_sizes: str | None = None,
     svg: Path | None = None,

@@ -16,10 +16,12 @@ import numpy.typing as npt
 from ..policies.cluster_map import ClusterMap
 from .map_words import FREE_CLASSES, free_classes
 
-CELL_SIZES = ((64, 26), (400, 16), (2_000, 10), (20_000, 6), (1 << 62, 3))
+CELL_SIZES = ((64, 26), (400, 16), (2_000, 10), (20_000, 6), (1 << 62, 4))
 """Up to so many devices, and the side of a device's square in pixels."""
 NAMED_NODES_MAX = 48
 """Nodes whose names are written beside them."""
+NAMED_RACKS_MAX = 200
+"""Racks whose names are written above them."""
 ASPECT = 1.7
 """Width over height that the blocks of racks are to have together."""
 MARGIN, TEXT, SMALL = 24.0, 13.0, 9.0
@@ -141,8 +143,8 @@ class _Blocks:
     def of(cls, cluster: ClusterMap, cell: float, beside: float) -> _Blocks:
         widest = max(float(_places(cluster).max(initial=0)) + 1, 1)
         nodes = np.diff(cluster.first_node)
-        label_width = max((len(name) for name in cluster.rack_names), default=0) * LETTER_WIDTH * SMALL
-        block_width = max(beside + widest * cell, label_width) + max(12.0, cell)
+        longest = max((len(name) for name in cluster.rack_names), default=0) if cluster.racks <= NAMED_RACKS_MAX else 0
+        block_width = max(beside + widest * cell, longest * LETTER_WIDTH * SMALL) + max(12.0, cell)
         tallest = int(nodes.max(initial=1)) * cell + 2 * SMALL + 8
         in_line = max(1, min(cluster.racks, round(math.sqrt(ASPECT * cluster.racks * tallest / block_width))))
         lines = [nodes[first : first + in_line].max() for first in range(0, cluster.racks, in_line)]
@@ -167,7 +169,8 @@ class _Blocks:
         for rack, name in enumerate(cluster.rack_names):
             x = left + (rack % self.in_line) * self.block_width
             y = float(line_tops[rack // self.in_line]) + SMALL
-            labels.append(Label(x, y, name, SMALL, FAINT))
+            if cluster.racks <= NAMED_RACKS_MAX:
+                labels.append(Label(x, y, name, SMALL, FAINT))
             nodes = slice(int(cluster.first_node[rack]), int(cluster.first_node[rack + 1]))
             node_x[nodes] = x + self.beside
             node_y[nodes] = y + SMALL / 2 + self.cell * np.arange(nodes.stop - nodes.start)

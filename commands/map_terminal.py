@@ -18,7 +18,7 @@ RACK_ROWS_MAX = 40
 """Rows of racks; of more racks, neighbours share a row."""
 NAMED_DEVICES_MAX = 16
 """Devices that are listed by name too."""
-BAR_CELLS = 32
+BAR_CELLS = 24
 
 
 def terminal_picture(cluster: ClusterMap) -> RenderableType:

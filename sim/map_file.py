@@ -81,7 +81,7 @@ def _text(path: Path) -> str:
             raise MapError(f"{path} is larger than {FILE_BYTES_MAX >> 20} MiB; no map is")
         return data.decode()
     except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise MapError(f"{path} cannot be read as a map: {error}") from error
+        raise MapError(f"{path} cannot be read as a map: {getattr(error, 'strerror', None) or error}") from error
 
 
 def _from_json(path: Path, text: str) -> ClusterMap:

@@ -16,7 +16,7 @@ from flexpipe.commands.map_drawing import draw, svg_text
 from flexpipe.commands.map_terminal import NODE_ROWS_MAX, RACK_ROWS_MAX, terminal_picture
 from flexpipe.commands.map_words import FREE_CLASSES, free_classes, summary_lines
 from flexpipe.policies.cluster_map import cluster_map
-from flexpipe.policies.device_facts import DeviceFacts
+from flexpipe.policies.device_facts import DeviceFacts, NodeFacts
 from flexpipe.policies.map_summary import summarise
 from flexpipe.sim.synthetic_map import SyntheticMap
 from recorded_nvml import four_a10_on_two_sockets
@@ -34,8 +34,8 @@ def cluster(*free_percents, island=lambda place: ""):
     )
 
 
-def printed(picture):
-    console = Console(width=100)
+def printed(picture, width=100):
+    console = Console(width=width)
     with console.capture() as capture:
         console.print(picture)
     return capture.get()
@@ -62,6 +62,14 @@ def test_a_large_cluster_is_drawn_by_racks_and_a_very_large_one_by_groups_of_the
     huge = printed(terminal_picture(SyntheticMap("random", 0, 32 * (RACK_ROWS_MAX + 1)).draw()))
     assert "rack-0…1" in huge
     assert len(huge.splitlines()) == RACK_ROWS_MAX + 2
+
+
+@pytest.mark.parametrize("nodes", [NODE_ROWS_MAX, 1000, 20 * 32 * RACK_ROWS_MAX])
+def test_a_picture_fits_eighty_columns(nodes):
+    devices = [DeviceFacts(f"{node}/{gpu}", f"node-{node:05d}", 80 * GIB, 0) for node in range(nodes) for gpu in (0, 7)]
+    racks = [NodeFacts(f"node-{node:05d}", f"rack-{node // 32}") for node in range(nodes)]
+    lines = printed(terminal_picture(cluster_map(devices, racks)), width=80).splitlines()
+    assert all(line.rstrip().endswith("0 B") for line in lines[1:-1])
 
 
 def test_the_summary_counts_what_the_picture_shows():
