@@ -13,7 +13,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 
 from engine_harness import BlockSource, Request, Stage, build_batch, feed, load_stages, run_step
-from flexpipe.runtime import kv_pages
+from flexpipe.runtime import device_memory
 from flexpipe.runtime.backends import choose_backend
 from flexpipe.runtime.capturing.capture import capture
 from flexpipe.runtime.interface import (
@@ -273,7 +273,7 @@ def test_without_room_for_the_shared_copy_weights_serve_from_where_they_are(llam
 
 def test_more_pages_than_memory_is_an_error_by_name(llama, monkeypatch):
     engine = whole(llama, blocks=4)[0].engine
-    monkeypatch.setattr(kv_pages, "free_bytes", lambda _device: 1 << 20)
+    monkeypatch.setattr(device_memory, "free_bytes", lambda _device: 1 << 20)
     with pytest.raises(OutOfMemoryError, match="KV blocks"):
         engine.reserve(1 << 20)
     assert engine.pages.blocks == 4
