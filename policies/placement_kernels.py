@@ -246,12 +246,12 @@ def _extend(
 
 @_inlined
 def _extra(problem: ReplicaProblem, device: int, first: int, end: int) -> int:
-    move = problem.weights[3] * (problem.move[device, end] - problem.move[device, first])
+    extra = problem.fee[device] + problem.weights[3] * (problem.move[device, end] - problem.move[device, first])
     if len(problem.mix_bytes) == 0:
-        return move
+        return extra
     before = problem.free[device]
     after = problem.room[device] - (problem.need[end] - problem.need[first])
-    return move + problem.weights[4] * (_expected(problem, after) - _expected(problem, before))
+    return extra + problem.weights[4] * (_expected(problem, after) - _expected(problem, before))
 
 
 @_inlined

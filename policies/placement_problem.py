@@ -35,7 +35,8 @@ class ReplicaProblem(NamedTuple):
     bit each: of its island, speed and loading, and of the same memory but earlier, or of at least as much.
     ``nearest`` [C, L+1]: the cheapest hop from a candidate at a cut. ``nearest_after`` [L+1]: the cheapest of all at any later
     cut. ``least_load`` [1]: ns of loading all atoms, each where it loads fastest. ``extras`` [S+1]: the least weighted move and
-    fragmentation of up to so many stages. ``mix_bytes``, ``mix_ppm``: the fragment mix. ``weights`` [5]: tpot, bottleneck,
+    fragmentation of up to so many stages. ``fee`` [C]: what a candidate's use costs beside
+    (`placement_together`). ``mix_bytes``, ``mix_ppm``: the fragment mix. ``weights`` [5]: tpot, bottleneck,
     startup, move, fragmentation. ``limits`` [4]: stages_min, stages_max, step_ns_max, tpot_ns_max.
     """
 
@@ -59,6 +60,7 @@ class ReplicaProblem(NamedTuple):
     nearest_after: Integers
     least_load: Integers
     extras: Integers
+    fee: Integers
     mix_bytes: Integers
     mix_ppm: Integers
     weights: Integers
@@ -130,6 +132,7 @@ class ProblemMaker:
             nearest_after=nearest_after,
             least_load=np.array([np.diff(load, axis=1).min(axis=0).sum()], np.int64),
             extras=_extras(saved, request.stages_max),
+            fee=np.zeros(len(rows), np.int64),
             mix_bytes=self._mix_bytes,
             mix_ppm=self._mix_ppm,
             weights=self._weights,

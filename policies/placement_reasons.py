@@ -15,22 +15,16 @@ from .placement_values import NoPlacement, PlacementRequest
 _UNITS = ((1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
 
 
-def explain(
-    cluster: ClusterMap, request: PlacementRequest, replica: int, taken: frozenset[int], *, proved: bool
-) -> NoPlacement:
-    """Why replica number ``replica`` has no place beside the devices in ``taken``. ``proved`` is what the search knows."""
-    found = (
-        _no_device(cluster, request, taken)
-        or _largest_atom(cluster, request, replica, taken)
-        or _too_many_stages(request, replica, cluster, taken)
-        or _memory(cluster, request, replica, taken)
-        or _time(cluster, request, replica, taken)
-        or _packing(request, proved=proved)
+def explain(cluster: ClusterMap, request: PlacementRequest, replicas: int, *, proved: bool) -> NoPlacement:
+    """Why so many replicas have no place. ``proved`` is whether the search knows that they have none."""
+    return (
+        _no_device(cluster, request)
+        or _largest_atom(cluster, request)
+        or _too_many_stages(cluster, request, replicas)
+        or _memory(cluster, request, replicas)
+        or _time(cluster, request)
+        or _packing(request, replicas, proved=proved)
     )
-    wanted = max(request.replicas, 1)
-    if wanted == 1:
-        return found
-    return NoPlacement(f"replica {replica + 1} of {wanted}: {found.reason}", found.missing_bytes, found.proved)
 
 
 def size(count: int) -> str:
@@ -41,33 +35,33 @@ def size(count: int) -> str:
     return f"{count} bytes"
 
 
-def _open_rows(cluster: ClusterMap, request: PlacementRequest, taken: frozenset[int]) -> list[int]:
-    return [row for row in range(cluster.devices) if row not in taken and row not in request.occupied]
+def _open_rows(cluster: ClusterMap, request: PlacementRequest) -> list[int]:
+    return [row for row in range(cluster.devices) if row not in request.occupied]
 
 
-def _rooms(cluster: ClusterMap, request: PlacementRequest, replica: int, taken: frozenset[int]) -> dict[int, int]:
+def _free(cluster: ClusterMap, request: PlacementRequest, row: int) -> int:
+    """What is free of a device, at most: whichever replica asks."""
+    return max(free_bytes(cluster, request, replica, row) for replica in range(max(len(request.present), 1)))
+
+
+def _rooms(cluster: ClusterMap, request: PlacementRequest) -> dict[int, int]:
     """Bytes for weights and KV by row, for devices that have any."""
-    rooms = {
-        row: free_bytes(cluster, request, replica, row) - request.workspace_bytes
-        for row in _open_rows(cluster, request, taken)
-    }
+    rooms = {row: _free(cluster, request, row) - request.workspace_bytes for row in _open_rows(cluster, request)}
     return {row: room for row, room in rooms.items() if room > 0}
 
 
-def _no_device(cluster: ClusterMap, request: PlacementRequest, taken: frozenset[int]) -> NoPlacement | None:
+def _no_device(cluster: ClusterMap, request: PlacementRequest) -> NoPlacement | None:
     if not cluster.devices:
         return NoPlacement("the map has no devices")
-    if not _open_rows(cluster, request, taken):
+    if not _open_rows(cluster, request):
         return NoPlacement(f"each of the {cluster.devices} devices holds a stage of this model already")
     return None
 
 
-def _largest_atom(
-    cluster: ClusterMap, request: PlacementRequest, replica: int, taken: frozenset[int]
-) -> NoPlacement | None:
+def _largest_atom(cluster: ClusterMap, request: PlacementRequest) -> NoPlacement | None:
     needs = [request.memory_bytes(atom) for atom in request.atoms]
     number = int(np.argmax(needs))
-    free = max(free_bytes(cluster, request, replica, row) for row in _open_rows(cluster, request, taken))
+    free = max(_free(cluster, request, row) for row in _open_rows(cluster, request))
     need = needs[number] + request.workspace_bytes
     if free >= need:
         return None
@@ -79,75 +73,77 @@ def _largest_atom(
     )
 
 
-def _too_many_stages(
-    request: PlacementRequest, replica: int, cluster: ClusterMap, taken: frozenset[int]
-) -> NoPlacement | None:
+def _too_many_stages(cluster: ClusterMap, request: PlacementRequest, replicas: int) -> NoPlacement | None:
     if request.stages_min > len(request.atoms):
         return NoPlacement(
             f"{request.stages_min} stages are wanted, but the model can be cut into {len(request.atoms)} at most"
         )
-    have = len(_rooms(cluster, request, replica, taken))
-    if have < request.stages_min:
+    have, wanted = len(_rooms(cluster, request)), request.stages_min * replicas
+    if have < wanted:
         return NoPlacement(
-            f"{request.stages_min} stages are wanted, but only {have} devices have any room: {request.stages_min - have} more"
-            " devices are needed"
+            f"{_replicas(replicas)} of {request.stages_min} stages or more are wanted, but only {have} devices have any room:"
+            f" {wanted - have} more devices are needed"
         )
     return None
 
 
-def _memory(cluster: ClusterMap, request: PlacementRequest, replica: int, taken: frozenset[int]) -> NoPlacement | None:
-    need = sum(request.memory_bytes(atom) for atom in request.atoms)
+def _memory(cluster: ClusterMap, request: PlacementRequest, replicas: int) -> NoPlacement | None:
+    need = replicas * sum(request.memory_bytes(atom) for atom in request.atoms)
     smallest = min(request.memory_bytes(atom) for atom in request.atoms)
-    rooms = [room for room in _rooms(cluster, request, replica, taken).values() if room >= smallest]
-    have = sum(sorted(rooms, reverse=True)[: request.stages_max])
+    rooms = [room for room in _rooms(cluster, request).values() if room >= smallest]
+    usable = sorted(rooms, reverse=True)[: request.stages_max * replicas]
+    have = sum(usable)
     if have >= need:
         return None
-    least = size(smallest + request.workspace_bytes)
     return NoPlacement(
-        f"{size(need - have)} more on devices of at least {least}: weights and KV for {request.kv_tokens:,} tokens need"
-        f" {size(need)}, and the {min(len(rooms), request.stages_max)} largest free devices, of {request.stages_max} stages at"
-        f" most, have {size(have)} for them",
+        f"{size(need - have)} more on devices of at least {size(smallest + request.workspace_bytes)} are needed:"
+        f" {_replicas(replicas)} with KV for {request.kv_tokens:,} tokens take {size(need)}, and the {len(usable)} largest free"
+        f" devices, for {request.stages_max} stages each at most, have {size(have)} for them",
         need - have,
     )
 
 
-def _time(cluster: ClusterMap, request: PlacementRequest, replica: int, taken: frozenset[int]) -> NoPlacement | None:
-    speeds = [effective_speed(cluster, row) for row in _rooms(cluster, request, replica, taken)]
-    fastest = max(speeds)
+def _time(cluster: ClusterMap, request: PlacementRequest) -> NoPlacement | None:
+    speeds = sorted((effective_speed(cluster, row) for row in _rooms(cluster, request)), reverse=True)
     work = [atom.compute_ns for atom in request.atoms]
     slowest = max(range(len(work)), key=work.__getitem__)
-    if request.step_ns_max is not None:
-        least = round(work[slowest] / fastest)
-        if least > request.step_ns_max:
-            return NoPlacement(
-                f"atom {request.atoms[slowest].name} takes {least / 1e6:.2f} ms on the fastest device with room, and a stage's step"
-                f" may take {request.step_ns_max / 1e6:.2f} ms"
-            )
-        together = round(sum(work) / sum(sorted(speeds, reverse=True)[: request.stages_max]))
-        if together > request.step_ns_max:
-            return NoPlacement(
-                f"a stage's step takes {together / 1e6:.2f} ms even on the {request.stages_max} fastest devices with room, and"
-                f" {request.step_ns_max / 1e6:.2f} ms are allowed: allow more stages or more time"
-            )
-    if request.tpot_ns_max is not None and sum(work) / fastest - request.stages_max > request.tpot_ns_max:
+    least = round(work[slowest] / speeds[0])
+    if request.step_ns_max is not None and least > request.step_ns_max:
         return NoPlacement(
-            f"a token's way takes {sum(work) / fastest / 1e6:.2f} ms even on the fastest device with room, and"
-            f" {request.tpot_ns_max / 1e6:.2f} ms are allowed"
+            f"atom {request.atoms[slowest].name} takes {_ms(least)} on the fastest device with room, and a stage's step may"
+            f" take {_ms(request.step_ns_max)}"
+        )
+    shared = round(sum(work) / sum(speeds[: request.stages_max]))
+    if request.step_ns_max is not None and shared > request.step_ns_max + 1:
+        return NoPlacement(
+            f"a stage's step takes {_ms(shared)} even on the {request.stages_max} fastest devices with room, and"
+            f" {_ms(request.step_ns_max)} are allowed: allow more stages or more time"
+        )
+    way = round(sum(work) / speeds[0]) - request.stages_max
+    if request.tpot_ns_max is not None and way > request.tpot_ns_max:
+        return NoPlacement(
+            f"a token's way takes {_ms(way)} even on the fastest device with room, and {_ms(request.tpot_ns_max)} are allowed"
         )
     return None
 
 
-def _packing(request: PlacementRequest, *, proved: bool) -> NoPlacement:
+def _packing(request: PlacementRequest, replicas: int, *, proved: bool) -> NoPlacement:
     limits = [
-        f"{name} of {limit / 1e6:.2f} ms"
+        f"{name} of {_ms(limit)}"
         for name, limit in (("step", request.step_ns_max), ("token's way", request.tpot_ns_max))
         if limit is not None
     ]
     within = f" within a {' and a '.join(limits)}" if limits else ""
-    enough = (
-        f"no cut into {request.stages_min} to {request.stages_max} stages fits the free devices{within}, although they have"
-        " enough in all"
+    sentence = (
+        f"no cut of {_replicas(replicas)} into {request.stages_min} to {request.stages_max} stages fits the free"
+        f" devices{within}, although they have enough in all"
     )
-    if proved:
-        return NoPlacement(enough)
-    return NoPlacement(f"the search found that {enough}; it did not try every cut", proved=False)
+    return NoPlacement(sentence if proved else f"the search found {sentence}; it did not try every one", proved=proved)
+
+
+def _replicas(count: int) -> str:
+    return "1 replica" if count == 1 else f"{count} replicas"
+
+
+def _ms(nanoseconds: int) -> str:
+    return f"{nanoseconds / 1e6:.2f} ms"

@@ -49,7 +49,7 @@ class Chain:
     """Stages so far.
 
     ``time_ns`` is their way but for the last hop, ``slowest_ns`` their slowest but for the last stage, whose compute is
-    ``last_ns``; ``extra`` is weighted move and fragmentation.
+    ``last_ns``; ``extra`` is weighted move and fragmentation, and fees.
     """
 
     devices: tuple[int, ...] = ()
@@ -251,7 +251,7 @@ def _extra(problem: ReplicaProblem, device: int, first: int, end: int) -> int:
     taken = int(problem.need[end] - problem.need[first]) + workspace
     before, after = int(problem.free[device]), int(problem.free[device]) - taken
     growth = _expected(problem, after) - _expected(problem, before)
-    return move + int(problem.weights[4]) * growth
+    return int(problem.fee[device]) + move + int(problem.weights[4]) * growth
 
 
 def _expected(problem: ReplicaProblem, free: int) -> int:
