@@ -140,13 +140,15 @@ def _options(cluster: ClusterMap, request: PlacementRequest) -> list[_Option]:
     for replica in range(request.replicas):
         for device in set(range(cluster.devices)) - request.occupied:
             free, speed = free_bytes(cluster, request, replica, device), effective_speed(cluster, device)
+            loads = load_ns(cluster, request, replica, device, range(len(atoms)))
+            moves = [ns for _, ns in move_bytes_ns(cluster, request, replica, device, range(len(atoms)))]
             for first in range(len(atoms)):
                 need, work, load, move = request.workspace_bytes, 0, 0, 0
                 for end in range(first + 1, len(atoms) + 1):
                     need += request.memory_bytes(atoms[end - 1])
                     work += atoms[end - 1].compute_ns
-                    load += load_ns(cluster, request, replica, device, end - 1)
-                    move += move_bytes_ns(cluster, request, replica, device, end - 1)[1]
+                    load += loads[end - 1]
+                    move += moves[end - 1]
                     if need > free:
                         break
                     growth = fragmentation_growth(request.fragment_mix, free, need)

@@ -6,7 +6,7 @@ Owns the meaning of the objective. Every solver, baseline and judge is priced he
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from .cluster_map import ClusterMap
 from .placement_values import WHOLE_PPM, CostTerms, PlacedReplica, PlacedStage, PlacementRequest, PresentStage
@@ -37,26 +37,36 @@ def effective_speed(cluster: ClusterMap, device: int) -> float:
     return float(cluster.speed[device] / (1.0 + cluster.slowdown[device]))
 
 
-def load_ns(cluster: ClusterMap, request: PlacementRequest, replica: int, device: int, atom: int) -> int:
-    """How long a node's link is busy with one atom's weights: nothing where the device has them, less where the host does."""
-    if any(
-        stage.device == device and stage.first_atom <= atom < stage.end_atom for stage in _present(request, replica)
-    ):
-        return 0
+def load_ns(
+    cluster: ClusterMap, request: PlacementRequest, replica: int, device: int, atoms: Iterable[int]
+) -> list[int]:
+    """How long a node's link is busy with each atom's weights: not where the device has them, less where the host does."""
+    here = [stage for stage in _present(request, replica) if stage.device == device]
     node = int(cluster.node_of[device])
-    rates = cluster.host_bytes_per_s if atom in request.warm.get(node, ()) else cluster.network_bytes_per_s
-    return round(request.atoms[atom].weight_bytes * NS_PER_S / float(rates[node]))
+    warm = request.warm.get(node, frozenset())
+    host, network = float(cluster.host_bytes_per_s[node]), float(cluster.network_bytes_per_s[node])
+    return [
+        0
+        if any(stage.first_atom <= atom < stage.end_atom for stage in here)
+        else round(request.atoms[atom].weight_bytes * NS_PER_S / (host if atom in warm else network))
+        for atom in atoms
+    ]
 
 
 def move_bytes_ns(
-    cluster: ClusterMap, request: PlacementRequest, replica: int, device: int, atom: int
+    cluster: ClusterMap, request: PlacementRequest, replica: int, device: int, atoms: Iterable[int]
+) -> list[tuple[int, int]]:
+    """Of each atom, the KV bytes that come from another device, and the time that they are on their way, latency left out."""
+    present = _present(request, replica) if request.held_kv_tokens else ()
+    return [_move(cluster, request, present, device, atom) for atom in atoms]
+
+
+def _move(
+    cluster: ClusterMap, request: PlacementRequest, present: Sequence[PresentStage], device: int, atom: int
 ) -> tuple[int, int]:
-    """The KV bytes of one atom that change device, and the time that they are on their way, latency left out."""
-    size = request.held_kv_tokens * request.atoms[atom].kv_bytes_per_token
-    for stage in _present(request, replica):
-        if stage.first_atom <= atom < stage.end_atom:
-            if stage.device == device:
-                return 0, 0
+    for stage in present:
+        if stage.first_atom <= atom < stage.end_atom and stage.device != device:
+            size = request.held_kv_tokens * request.atoms[atom].kv_bytes_per_token
             return size, round(size * NS_PER_S / cluster.link(stage.device, device).bytes_per_s)
     return 0, 0
 
@@ -103,11 +113,11 @@ def _stage(
     free = free_bytes(cluster, request, replica, device)
     limit = StageLimit(free, request.workspace_bytes, effective_speed(cluster, device))
     cost = stage_cost(request.atoms, atoms.start, atoms.stop, limit, link, request.kv_tokens)
-    moves = [move_bytes_ns(cluster, request, replica, device, atom) for atom in atoms]
+    moves = move_bytes_ns(cluster, request, replica, device, atoms)
     return PlacedStage(
         device=device,
         cost=cost,
-        load_ns=sum(load_ns(cluster, request, replica, device, atom) for atom in atoms),
+        load_ns=sum(load_ns(cluster, request, replica, device, atoms)),
         move_ns=sum(took for _, took in moves),
         moved_bytes=sum(size for size, _ in moves),
         fragmentation_kib=fragmentation_growth(request.fragment_mix, free, cost.memory_bytes),

@@ -150,7 +150,7 @@ class ProblemMaker:
             kind = special, node if node in request.warm else -1, float(cluster.network_bytes_per_s[node])
             if (replica, *kind) not in self._loads:
                 atoms = range(len(request.atoms))
-                self._loads[replica, *kind] = _sums([load_ns(cluster, request, replica, row, atom) for atom in atoms])
+                self._loads[replica, *kind] = _sums(load_ns(cluster, request, replica, row, atoms))
             classes.append(kind)
         return classes, np.array([self._loads[replica, *kind] for kind in classes], np.int64)
 
@@ -159,7 +159,7 @@ class ProblemMaker:
         atoms = range(len(request.atoms))
         if replica >= len(request.present) or not request.held_kv_tokens:
             return np.zeros((len(rows), len(atoms) + 1), np.int64)
-        moves = [[move_bytes_ns(cluster, request, replica, row, atom)[1] for atom in atoms] for row in map(int, rows)]
+        moves = [[ns for _, ns in move_bytes_ns(cluster, request, replica, row, atoms)] for row in map(int, rows)]
         return np.array([_sums(each) for each in moves], np.int64)
 
 

@@ -12,16 +12,16 @@ from typing import NamedTuple
 import numpy as np
 
 from .cluster_map import ClusterMap
-from .placement_effort import SCOUT, SETTLE, Search, deepened, mended
+from .placement_effort import NOTHING, REPAIR, SCOUT, SETTLE, Search, better, bottleneck_guesses, deepened, mended
 from .placement_pricing import Run
-from .placement_problem import NEVER, Integers, ProblemMaker
+from .placement_problem import CANDIDATES_MAX, NEVER, Integers, ProblemMaker
 from .placement_search import Found
 from .placement_survey import Survey, Surveyor, choose
 from .placement_values import PlacementRequest
 
 WHOLE_MAP = -1
 """The region of all racks; others are racks."""
-CANDIDATES = 32
+CANDIDATES = 48
 """Devices chosen from a region."""
 RACKS_SCOUTED = 8
 REGIONS_SETTLED = 2
@@ -51,12 +51,17 @@ class Region(NamedTuple):
 
 @dataclass(slots=True)
 class _Knowledge:
-    """What is known of one replica's placement, beside which devices of other replicas, and as of which epochs."""
+    """What is known of one replica's placement, beside which devices of other replicas, and as of which epochs.
+
+    ``floor`` is what it costs at least with the map for itself. Where devices only lose, the old one stays true; where one
+    gains, none is known, since a new one would take longer than all else that an event asks for.
+    """
 
     survey: Survey
     taken: frozenset[int]
     now: int
     rack_epoch: Integers
+    floor: int
     regions: dict[int, Region] = field(default_factory=dict)
 
     @property
@@ -87,8 +92,7 @@ class LargeMap:
         for name in sorted(known.regions, key=lambda name: (known.regions[name].cost, name))[:REGIONS_SETTLED]:
             if not known.regions[name].settled:
                 known.regions[name] = self._settled(number, known.regions[name])
-        survey = self._surveyor.survey(number, frozenset()) if taken else known.survey
-        return known.regions[known.best], self._surveyor.floor(survey) - self._surveyor.discount(survey)
+        return known.regions[known.best], known.floor
 
     def _scout(self, number: int, known: _Knowledge) -> None:
         """Search the regions that look best and are not known yet."""
@@ -127,13 +131,12 @@ class LargeMap:
         known = self._known.get(number)
         dirty = set[int]() if known is None else self._dirty_racks(known, taken)
         if known is None or len(dirty) > DIRTY_RACKS_MAX:
-            survey = self._surveyor.survey(number, taken)
-            known = _Knowledge(survey, taken, cluster.now, cluster.rack_epoch.copy())
+            alone = self._surveyor.survey(number, frozenset())
+            survey = self._surveyor.survey(number, taken) if taken else alone
+            floor = self._surveyor.floor(alone) - self._surveyor.discount(alone)
+            known = _Knowledge(survey, taken, cluster.now, cluster.rack_epoch.copy(), floor)
         elif dirty:
-            self._forget(known, taken, dirty)
-            for rack in dirty:
-                known.survey.replace_rack(rack, self._surveyor.survey_rack(number, taken, rack))
-            known.taken, known.now, known.rack_epoch = taken, cluster.now, cluster.rack_epoch.copy()
+            self._update(number, known, taken, dirty)
         self._known[number] = known
         return known
 
@@ -142,13 +145,50 @@ class LargeMap:
         changed = set(map(int, np.flatnonzero(cluster.rack_epoch != known.rack_epoch)))
         return changed | {int(cluster.rack_of[cluster.node_of[row]]) for row in taken ^ known.taken}
 
-    def _forget(self, known: _Knowledge, taken: frozenset[int], dirty: set[int]) -> None:
+    def _update(self, number: int, known: _Knowledge, taken: frozenset[int], dirty: set[int]) -> None:
+        """Survey the racks anew, and repair the regions that changed devices are in or would be of use to."""
+        cluster, survey = self._cluster, known.survey
+        changed = set(taken ^ known.taken)
         for rack in dirty:
-            known.regions.pop(rack, None)
-        whole = known.regions.get(WHOLE_MAP)
-        if whole is not None:
-            gone = (self._cluster.epoch[whole.rows] > known.now).any() or (taken ^ known.taken) & set(
-                map(int, whole.rows)
-            )
-            if gone:
-                del known.regions[WHOLE_MAP]
+            rows = cluster.devices_of_rack(rack)
+            changed |= {rows.start + int(place) for place in np.flatnonzero(cluster.epoch[rows] > known.now)}
+        before = {row: survey.worth(row) for row in changed}
+        for rack in dirty:
+            survey.replace_rack(rack, self._surveyor.survey_rack(number, taken, rack))
+        gained = {
+            row for row in changed if any(now > was for now, was in zip(survey.worth(row), before[row], strict=True))
+        }
+        known.taken, known.now, known.rack_epoch = taken, cluster.now, cluster.rack_epoch.copy()
+        known.floor = 0 if gained else known.floor
+        for name, region in list(known.regions.items()):
+            near = {row for row in gained if name in {WHOLE_MAP, int(cluster.rack_of[cluster.node_of[row]])}}
+            useful = {row for row in near if _is_useful(survey, region, row)}
+            if useful or any(row in changed for row, _ in region.runs):
+                known.regions[name] = self._repaired(number, survey, region, useful, changed)
+
+    def _repaired(self, number: int, survey: Survey, region: Region, added: set[int], changed: set[int]) -> Region:
+        """The region with devices ``added``: its chain as it was, but for ``changed`` devices, which may be any."""
+        candidates = [row for row in sorted({*region.rows.tolist(), *added}) if survey.has(row)][:CANDIDATES_MAX]
+        rows = np.array(candidates, np.int64)
+        if not candidates:
+            return Region(rows, NOTHING, region.settled)
+        problem = self._maker.problem(number, rows)
+        place = {row: number for number, row in enumerate(candidates)}
+        order = tuple(-1 if row in changed else place.get(row, -1) for row, _ in region.runs)
+        guesses = bottleneck_guesses(problem)
+        found = self._search(problem, guesses, REPAIR, NEVER, order)
+        if not found.devices:
+            return Region(rows, deepened(self._search, problem, SCOUT), region.settled)
+        for newcomer in (place[row] for row in sorted(added) if row in place and place[row] not in found.devices):
+            for stage, device in enumerate(found.devices):
+                if problem.speed[newcomer] < problem.speed[device]:
+                    continue
+                swapped = (*found.devices[:stage], newcomer, *found.devices[stage + 1 :])
+                found = better(found, self._search(problem, guesses, SCOUT, found.cost, swapped))
+        return Region(rows, found, region.settled)
+
+
+def _is_useful(survey: Survey, region: Region, row: int) -> bool:
+    """Whether a device could hold what the region's least device holds."""
+    least = min((survey.worth(device)[0] for device, _ in region.runs), default=0)
+    return survey.worth(row)[0] >= max(least, 1)

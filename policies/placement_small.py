@@ -32,6 +32,8 @@ class SmallMap:
 
     def is_small(self) -> bool:
         """Whether one search takes all devices that have room for the first replica."""
+        if self._surveyor.rows_at_least() > CANDIDATES_MAX:
+            return False
         return len(self._open_rows(0)) <= CANDIDATES_MAX
 
     def place(self, count: int) -> Together:

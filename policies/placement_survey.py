@@ -16,6 +16,9 @@ from .placement_problem import NEVER, Integers, Numbers, ProblemMaker, expected_
 from .placement_values import PlacementRequest
 from .types import NS_PER_S
 
+FASTEST_ENOUGH = 128
+"""Fastest devices among which the floor of a whole map is looked for first."""
+
 FloorOf = Callable[[Integers, Integers, Numbers, Integers, Integers, Integers], int]
 Floors = Callable[[Integers, Integers, Integers, Numbers, Integers, Integers, Integers], Integers]
 
@@ -104,6 +107,18 @@ class Survey:
     bounds: Integers
     rack_floor: Integers
 
+    def worth(self, row: int) -> tuple[int, int, float]:
+        """The most work that the device in this row could hold, its room and its speed; nothing for one without room."""
+        place = int(np.searchsorted(self.rows, row))
+        if place == len(self.rows) or self.rows[place] != row:
+            return 0, 0, 0.0
+        return int(self.share[place]), int(self.room[place]), float(self.speed[place])
+
+    def has(self, row: int) -> bool:
+        """Whether the device in this row has any room."""
+        place = int(np.searchsorted(self.rows, row))
+        return place < len(self.rows) and int(self.rows[place]) == row
+
     def replace_rack(self, rack: int, fresh: Survey) -> None:
         """Put a survey of one rack in the place of what is known of it."""
         old = slice(int(self.bounds[rack]), int(self.bounds[rack + 1]))
@@ -149,6 +164,13 @@ class Surveyor:
         ]
         self._hops = np.array([min(cuts), min(cuts[2:])], np.int64)
 
+    def rows_at_least(self) -> int:
+        """How many devices have room for some atom at least, whoever else may be there; quick."""
+        enough = int(
+            np.count_nonzero(self._cluster.free_bytes >= self._request.workspace_bytes + max(int(self._steps[0]), 1))
+        )
+        return enough - len(self._request.occupied)
+
     def survey(self, replica: int, taken: frozenset[int]) -> Survey:
         """The whole map for replica number ``replica``, without the devices in ``taken``."""
         return self._survey(replica, taken, 0, self._cluster.racks)
@@ -158,11 +180,16 @@ class Surveyor:
         return self._survey(replica, taken, rack, rack + 1)
 
     def floor(self, survey: Survey) -> int:
-        """What a replica anywhere in the survey costs at least."""
-        bounds = np.array([0, len(survey.rows)], np.int64)
-        return int(
-            self._floors(bounds, survey.room, survey.share, survey.speed, survey.node, self._totals, self._hops)[0]
-        )
+        """What a replica anywhere in the survey costs at least; what it crosses between nodes is not counted."""
+        stages_max = self._request.stages_max
+        fastest = _top(survey.speed, max(stages_max, FASTEST_ENOUGH))
+        if int(survey.share[fastest].sum()) < int(self._totals[0]):
+            chosen = np.arange(len(survey.rows))
+        else:
+            chosen = np.union1d(fastest, _top(survey.room.astype(np.float64), stages_max))
+        bounds, hops = np.array([0, len(chosen)], np.int64), np.array([self._hops[0], self._hops[0]], np.int64)
+        facts = survey.room[chosen], survey.share[chosen], survey.speed[chosen], survey.node[chosen]
+        return int(self._floors(bounds, *facts, self._totals, hops)[0])
 
     def discount(self, survey: Survey) -> int:
         """By how much less than a floor a replica may cost where the waste of all its devices ends."""
