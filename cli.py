@@ -163,6 +163,30 @@ def ps(*, url: Url = DEFAULT_URL, api_key: ApiKey = None, json: AsJson = False) 
     return 0
 
 
+@app.command
+def why(
+    *, last: int = 5, url: Url = DEFAULT_URL, api_key: ApiKey = None, logs: Path | None = None, json: AsJson = False
+) -> int:
+    """Tell in words what the autopilot of a server (serve --auto) decided last, and why.
+
+    For example:
+
+        flexpipe why
+        flexpipe why --last 20 --url http://127.0.0.1:8000
+        flexpipe why --logs ~/.local/state/flexpipe/logs/20261124-120000-4711
+
+    Args:
+        last: Number of decisions; those that only repeat the one before are counted.
+        url: Address of the running server.
+        api_key: Key of the running server, if it wants one.
+        logs: Read the log folder of a server instead, running or not.
+        json: Print decisions with all their inputs as JSON, for machines.
+    """
+    from .commands.why import why_command
+
+    return why_command(last, url, api_key, logs, as_json=json)
+
+
 @app.command(config=[])  # no FLEXPIPE_STAGES and the like: those are what a server is to start with
 def refactor(
     model: str | None = None,

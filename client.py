@@ -29,6 +29,7 @@ from .client_messages import (
     chat_body,
     completion_body,
     read_completion,
+    read_decisions,
     read_models,
     read_readiness,
     refactor_body,
@@ -40,7 +41,11 @@ CONNECT_S_MAX = 5.0
 SILENCE_S_MAX = 600.0
 """How long an answer, or the next part of a stream, may take: a queue and a long prompt come before the first token."""
 
-CHAT, COMPLETIONS, REFACTOR = "/v1/chat/completions", "/v1/completions", "/flexpipe/v1/refactor"
+CONNECTIONS = httpx.Limits(max_connections=None, max_keepalive_connections=32)
+"""As many as there are requests under way: the server says when it is too many, and a queue here would tell nobody."""
+
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+REFACTOR, DECISIONS = "/flexpipe/v1/refactor", "/flexpipe/v1/decisions"
 
 
 class Client:
@@ -57,7 +62,9 @@ class Client:
         model: str | None = None,
         silence_s_max: float = SILENCE_S_MAX,
     ) -> None:
-        self._http = httpx.Client(base_url=url, headers=_headers(api_key), timeout=_timeout(silence_s_max))
+        self._http = httpx.Client(
+            base_url=url, headers=_headers(api_key), timeout=_timeout(silence_s_max), limits=CONNECTIONS
+        )
         self._model = model
 
     @overload
@@ -105,6 +112,10 @@ class Client:
     def status(self) -> dict[str, Any]:
         """What `flexpipe ps --json` shows: stages, epoch, queue lengths."""
         return msgspec.json.decode(self._get("/flexpipe/v1/status"), type=dict[str, Any])
+
+    def decisions(self, last: int = 20) -> list[dict[str, Any]]:
+        """What the autopilot decided, the ``last`` decisions, oldest first. Raises `NotFoundError` without an autopilot."""
+        return read_decisions(self._get(f"{DECISIONS}?last={last}"))
 
     def ready(self) -> Readiness:
         """Whether the server can serve now. Raises `ConnectionFailedError` where there is none."""
@@ -157,7 +168,9 @@ class AsyncClient:
         model: str | None = None,
         silence_s_max: float = SILENCE_S_MAX,
     ) -> None:
-        self._http = httpx.AsyncClient(base_url=url, headers=_headers(api_key), timeout=_timeout(silence_s_max))
+        self._http = httpx.AsyncClient(
+            base_url=url, headers=_headers(api_key), timeout=_timeout(silence_s_max), limits=CONNECTIONS
+        )
         self._model = model
 
     @overload
@@ -209,6 +222,10 @@ class AsyncClient:
     async def status(self) -> dict[str, Any]:
         """What `flexpipe ps --json` shows: stages, epoch, queue lengths."""
         return msgspec.json.decode(await self._get("/flexpipe/v1/status"), type=dict[str, Any])
+
+    async def decisions(self, last: int = 20) -> list[dict[str, Any]]:
+        """See `Client.decisions`."""
+        return read_decisions(await self._get(f"{DECISIONS}?last={last}"))
 
     async def ready(self) -> Readiness:
         """Whether the server can serve now. Raises `ConnectionFailedError` where there is none."""

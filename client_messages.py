@@ -148,3 +148,12 @@ def read_models(body: bytes) -> list[Model]:
 def read_readiness(body: bytes) -> Readiness:
     """The answer of /ready."""
     return msgspec.json.decode(body, type=Readiness)
+
+
+class _Decisions(msgspec.Struct):
+    decisions: list[dict[str, Any]]
+
+
+def read_decisions(body: bytes) -> list[dict[str, Any]]:
+    """The answer of /flexpipe/v1/decisions."""
+    return msgspec.json.decode(body, type=_Decisions).decisions

@@ -18,15 +18,21 @@ from pathlib import Path
 import platformdirs
 import trio
 
+from .actors.autopilot import Autopilot
 from .actors.config import ServeConfig
+from .actors.decision_journal import DecisionJournal
 from .actors.event_log import EventLog, LogFile
 from .actors.gateway.app import GatewayConfig, make_app
 from .actors.gateway.app import serve as serve_app
 from .actors.gateway.http_server import ServerLimits
+from .actors.generation import TokenSource
+from .actors.load_meter import LoadMeter
 from .actors.refactor import RefactorRequest
 from .actors.replicas import Replicas
 from .actors.reshaper import Reshaper
 from .actors.route import Route, StagePlacement
+from .autopilot_factory import settings_for, shapes_for, signal_settings
+from .policies.signals import Signals
 from .preparation import PreparedModel
 from .refactor_planning import RefactorPlanner
 from .replica_factory import LocalReplicas, Surroundings
@@ -110,7 +116,13 @@ class _Daemon:
         self._http_ended = trio.Event()
         self._factory = LocalReplicas(model, config, around)
         self._replicas = Replicas(self._factory.facts, self._factory, self._log)
-        self._reshaper = Reshaper(_ThreadedPlanner(RefactorPlanner.of(model, config)), self._replicas)
+        planner = RefactorPlanner.of(model, config)
+        self._reshaper = Reshaper(_ThreadedPlanner(planner), self._replicas)
+        self._source: TokenSource = self._replicas
+        self._decisions: DecisionJournal | None = None
+        self._autopilot: Autopilot | None = None
+        if config.auto:
+            self._make_autopilot(planner)
 
     async def run(self, present: Presenter) -> str:
         """Live until told to stop; the reason, "" where it was a signal."""
@@ -125,6 +137,8 @@ class _Daemon:
                 "daemon_started", model=self._model.name, stages=len(self._model.plan.stages), url=server.url
             )
             nursery.start_soon(present, server)
+            if self._autopilot is not None:
+                nursery.start_soon(self._autopilot.run)
             await self._replicas.run(self._factory.first_stages())
             self._stop.set()  # set already, unless the last replica was given up
             await self._http_ended.wait()
@@ -133,6 +147,23 @@ class _Daemon:
         reason = finish.sentence if finish is not None and finish.failed else ""
         self._log.emit("daemon_stopped", reason=reason or "told to stop")
         return reason
+
+    def _make_autopilot(self, planner: RefactorPlanner) -> None:
+        """Put a meter before the replicas, and somebody who reads it beside them."""
+        shapes = shapes_for(self._model, self._config, planner, self._factory.kv_tokens_max)
+        signals = Signals(signal_settings(self._config.pace))
+        meter = self._source = LoadMeter(self._replicas, signals, shapes.prompt_weight)
+        self._decisions = DecisionJournal(self._log)
+        self._autopilot = Autopilot(
+            settings_for(self._config),
+            self._replicas,
+            self._reshaper,
+            shapes,
+            signals,
+            meter,
+            self._decisions,
+            busy=lambda: self._reshaper.is_busy,
+        )
 
     def _has_given_up(self) -> bool:
         return self._stop.is_set() or self._replicas.finish is not None
@@ -151,13 +182,14 @@ class _Daemon:
         keys = (self._config.api_key,) if self._config.api_key else ()
         tokenizer = self._model.tokenizer
         app = make_app(
-            self._replicas,
+            self._source,
             tokenizer,
             lambda: TextStream(tokenizer),
             self._model.name,
             GatewayConfig(api_keys=keys),
             self._log,
             self._reshaper,
+            self._decisions,
         )
         limits = ServerLimits(drain_s_max=self._config.drain)
         await serve_app(

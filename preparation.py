@@ -160,6 +160,20 @@ def costs_for(program: Program, dtype: str = "float32", report: Report = silent)
     return costs_under(program, load, _rates(report), dtype, _measured_seconds(program, load, dtype))
 
 
+def prompt_weight(program: Program, dtype: str = "float32", report: Report = silent) -> float:
+    """What a prompt's token costs against a decoded one: many are computed at once, and read the weights only once."""
+    prompt = min(PLANNED_CONTEXT_TOKENS, program.context_tokens)
+    decoding, prefilling = _planned_load(program), StepLoad.prefill(prompt)
+    step_ns, prompt_ns = (
+        sum(
+            cost.compute_ns
+            for cost in costs_under(program, load, _rates(report), dtype, _measured_seconds(program, load, dtype))
+        )
+        for load in (decoding, prefilling)
+    )
+    return (prompt_ns / prompt) / (step_ns / decoding.requests)
+
+
 def planned_tokens(program: Program) -> int:
     """Tokens of context for which every plan keeps KV room: those of the load that `plan_for` plans for."""
     load = _planned_load(program)

@@ -62,6 +62,11 @@ class LocalReplicas:
         self._config = config
         self._around = surroundings
 
+    @property
+    def kv_tokens_max(self) -> int:
+        """Tokens of context for which one replica keeps pages at most."""
+        return _kv_blocks_max(self._model, self._config) * BLOCK_TOKENS
+
     @asynccontextmanager
     async def open(self, replica: int, stages: tuple[StagePlacement, ...]) -> AsyncIterator[Pipeline]:
         """See `ReplicaFactory.open`."""

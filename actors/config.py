@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(B|KiB|MiB|GiB|TiB)?")
 _UNITS = {None: 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+PACE_MAX = 100.0
+"""A beat of the autopilot lasts a hundredth of a second then."""
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -37,6 +40,11 @@ class ServeConfig:
         step_tokens: Most tokens in one step; longer prompts are prefilled in chunks.
         drain: Seconds that requests under way may take to finish when the server stops.
         log_dir: Folder for JSON logs; by default one per run in the user's state folder.
+        auto: Watch the load and change stages and replicas by itself.
+        dry_run: With auto: decide and write down, but change nothing.
+        policy: With auto: how shapes are weighed, fluid (ours) or paper (FlexPipe's equations).
+        pace: With auto: divides all of its times; 10 decides in 12 seconds what it else would in 2 minutes.
+        changes_per_hour: With auto: most changes within any hour; pace multiplies it.
     """
 
     stages: int | None = None
@@ -55,6 +63,11 @@ class ServeConfig:
     step_tokens: int = 512
     drain: float = 30.0
     log_dir: Path | None = None
+    auto: bool = False
+    dry_run: bool = False
+    policy: Literal["fluid", "paper"] = "fluid"
+    pace: float = 1.0
+    changes_per_hour: int = 12
 
     def __post_init__(self) -> None:
         """Refuse impossible settings, by name."""
@@ -65,6 +78,7 @@ class ServeConfig:
             ("running", 1),
             ("queue", 1),
             ("step_tokens", 1),
+            ("changes_per_hour", 1),
         ):
             value = getattr(self, name)
             if value is not None and value < least:
@@ -73,6 +87,10 @@ class ServeConfig:
             raise ConfigError(f"port is {self.port}; it must be between 0 and 65535")
         if not self.drain >= 0:
             raise ConfigError(f"drain is {self.drain}; it must be a number of seconds, 0 or more")
+        if not 0.1 <= self.pace <= PACE_MAX:
+            raise ConfigError(f"pace is {self.pace}; it must be between 0.1 and {PACE_MAX:g}")
+        if self.dry_run and not self.auto:
+            raise ConfigError("dry-run is about the decisions of auto; give auto, too")
         if self.dtype not in DTYPES:
             raise ConfigError(f"dtype is {self.dtype!r}; choose one of {', '.join(DTYPES)}")
         if self.stages is not None and self.partition is not None:

@@ -38,6 +38,9 @@ CATALOGUE: Mapping[str, tuple[str, ...]] = {
     "replica_retired": ("replica", "handed_over"),
     "replica_dropped": ("replica", "sentence"),
     "request_moved": ("from_replica", "to_replica", "output_tokens", "sentence"),
+    # autopilot
+    "autopilot_decided": ("decision", "words", "repeated"),
+    "autopilot_acted": ("wanted", "seconds", "failure", "dry_run"),
     # scheduler
     "request_queued": ("request", "prompt_tokens", "max_tokens"),
     "request_ended": ("request", "finish", "output_tokens", "ttft_s", "duration_s"),

@@ -76,6 +76,11 @@ class Reshaper:
         self._undertaking: _Undertaking | None = None
         self._nursery: trio.Nursery | None = None
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether a request is being carried out."""
+        return self._undertaking is not None
+
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Carry out what is asked for, until cancelled."""
         async with trio.open_nursery() as self._nursery:

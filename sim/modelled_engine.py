@@ -68,9 +68,13 @@ class ModelledModel:
 
 @dataclass(frozen=True, slots=True)
 class ModelledSpeed:
-    """How long things take in virtual time, and what memory there is for weights and pages."""
+    """How long things take in virtual time, and what memory there is for weights and pages.
+
+    A step takes ``step_s``, and ``step_s_per_atom`` for each atom that it goes through.
+    """
 
     step_s: float = 0.0
+    step_s_per_atom: float = 0.0
     load_s_per_atom: float = 0.0
     page_s: float = 0.0
     memory_bytes: int = 1 << 30
@@ -140,7 +144,7 @@ class ModelledEngine:
     ) -> StageOutput:
         """Compute one step through the block tables."""
         async with self._turn:
-            await trio.sleep(self.speed.step_s)
+            await trio.sleep(self.speed.step_s + self.speed.step_s_per_atom * len(atoms))
             if (hidden is None) != (atoms.start == 0):
                 raise EngineError("only the first stage takes tokens")
             states = (

@@ -26,6 +26,7 @@ from ..event_log import EventLog
 from ..generation import FailureKind, GenerationFailedError, TokenSource
 from ..refactor import Refactorer
 from .boundary import BodyLimits, Boundary, read_json_body
+from .decisions_api import Decisions, last_decisions
 from .drain import Drain
 from .generation_answer import GenerationAnswer
 from .generation_run import GenerationRun
@@ -59,12 +60,13 @@ def make_app(
     config: GatewayConfig,
     log: EventLog,
     refactorer: Refactorer | None = None,
+    decisions: Decisions | None = None,
 ) -> Starlette:
-    """The application; without a ``refactorer`` it refuses to refactor.
+    """The application; without a ``refactorer`` it refuses to refactor, without ``decisions`` none were made.
 
     Its ``state.drain`` is the `Drain` that `serve` begins when it is to stop.
     """
-    gateway = _Gateway(source, tokenizer, text_stream_factory, model_name, config, log, refactorer)
+    gateway = _Gateway(source, tokenizer, text_stream_factory, model_name, config, log, refactorer, decisions)
     app = Starlette(
         routes=gateway.routes(),
         middleware=[Middleware(Boundary, api_keys=config.api_keys, limits=config.body, log=log)],
@@ -102,6 +104,7 @@ class _Gateway:
         config: GatewayConfig,
         log: EventLog,
         refactorer: Refactorer | None,
+        decisions: Decisions | None,
     ) -> None:
         self._source = source
         self._tokenizer = tokenizer
@@ -110,6 +113,7 @@ class _Gateway:
         self._config = config
         self._log = log
         self._refactorer = refactorer
+        self._decisions = decisions
         self._prompts = PromptReader(tokenizer)
         self._metrics = GatewayMetrics(source, model_name)
         self._created_s = int(time.time())
@@ -127,6 +131,7 @@ class _Gateway:
             Route("/metrics", self._exposition),
             Route("/flexpipe/v1/status", self._status),
             Route("/flexpipe/v1/refactor", self._refactor, methods=["POST"]),
+            Route("/flexpipe/v1/decisions", self._decisions_made),
         ]
 
     # --- generation
@@ -238,6 +243,9 @@ class _Gateway:
     async def _status(self, _request: Request) -> Response:
         ready, reason = self._readiness()
         return _json(msgspec.structs.replace(self._source.status(), ready=ready, reason=reason))
+
+    async def _decisions_made(self, request: Request) -> Response:
+        return _json(last_decisions(self._decisions, request.query_params))
 
     def _readiness(self) -> tuple[bool, str]:
         if self.drain.draining:

@@ -11,9 +11,11 @@ from types import SimpleNamespace
 import pytest
 import trio
 from flexpipe.actors.generation import GenerationFailedError, GenerationRequest
+from flexpipe.actors.load_meter import LoadMeter
 from flexpipe.actors.pipeline_spec import CoordinatorLimits
 from flexpipe.actors.refactor import RefactorRequest
 from flexpipe.actors.scheduler_machine import SchedulerLimits
+from flexpipe.policies.signals import Signals
 from flexpipe.runtime.interface import SamplingParams
 from flexpipe.sim.modelled_engine import ModelledEngine
 from modelled_pipeline import CONTEXT_TOKENS, MODEL, modelled_pipeline, modelled_replicas
@@ -111,7 +113,15 @@ async def replicas_world():
         gate[0].set()
 
 
-WORLDS = [toy_world, pipeline_world, replicas_world]
+@asynccontextmanager
+async def metered_world():
+    """A toy behind the autopilot's meter."""
+    async with toy_world() as world:
+        world.source = LoadMeter(world.source, Signals(), 0.1)
+        yield world
+
+
+WORLDS = [toy_world, pipeline_world, replicas_world, metered_world]
 
 
 @pytest.fixture(params=WORLDS, ids=lambda world: world.__name__)

@@ -62,11 +62,11 @@ class Harness:
 
 
 @asynccontextmanager
-async def running_gateway(source=None, config=None, limits=None, refactorer=None):
+async def running_gateway(source=None, config=None, limits=None, refactorer=None, decisions=None):
     source = source or ToyTokenSource()
     text = io.StringIO()
     log = EventLog(text)
-    app = make_app(source, ToyTokenizer(), ToyTextStream, MODEL, config or GatewayConfig(), log, refactorer)
+    app = make_app(source, ToyTokenizer(), ToyTextStream, MODEL, config or GatewayConfig(), log, refactorer, decisions)
     shutdown, stopped = trio.Event(), trio.Event()
 
     async def run_server(*, task_status):

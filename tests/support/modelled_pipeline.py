@@ -171,20 +171,20 @@ async def modelled_pipeline(*, cuts=(4, 8), seed=1, weather=Weather(), **options
 class ModelledPlanner:
     """The real planner, without its thread: virtual time would run on meanwhile."""
 
-    def __init__(self, devices):
-        atoms = tuple(
-            AtomCost(f"layers.{atom // 2}.{'mlp' if atom % 2 else 'attention'}", 1_000_000, 100, 4, 8, layers)
+    def __init__(self, devices, threads=None, cores=8, atom_ns=1_000_000):
+        self.atoms = tuple(
+            AtomCost(f"layers.{atom // 2}.{'mlp' if atom % 2 else 'attention'}", atom_ns, 100, 4, 8, layers)
             for atom, layers in enumerate(MODEL.layers_of)
         )
-        self._planner = RefactorPlanner(atoms, devices, None, cores=8)
+        self.planner = RefactorPlanner(self.atoms, devices, threads, cores=cores)
 
     async def plan(self, request, route, **facts):
         await trio.lowlevel.checkpoint()
-        return self._planner.plan(request, route, **facts)
+        return self.planner.plan(request, route, **facts)
 
     async def copy(self, route, **facts):
         await trio.lowlevel.checkpoint()
-        return self._planner.copy(route, **facts)
+        return self.planner.copy(route, **facts)
 
 
 @dataclass
@@ -229,14 +229,14 @@ class ModelledReplicas:
 
 @asynccontextmanager
 async def modelled_replicas(
-    *, cuts=(4, 8), seed=1, weather=Weather(), devices="cpu:12", replica_limits=ReplicaLimits(), **options
+    *, cuts=(4, 8), seed=1, weather=Weather(), planner=None, replica_limits=ReplicaLimits(), **options
 ):
     """Yield `ModelledReplicas` of which replica 0 was started; stop them gracefully on leaving."""
     network = MemoryNetwork(seed, weather)
     async with trio.open_nursery() as nursery, network.open("daemon") as transport:
         factory = ModelledFactory(nursery, network, transport, **options)
         replicas = Replicas(FACTS, factory, EventLog(factory.log_text, process="daemon"), replica_limits)
-        reshaper = Reshaper(ModelledPlanner(devices), replicas)
+        reshaper = Reshaper(planner or ModelledPlanner("cpu:12"), replicas)
         ended = trio.Event()
 
         async def live():
