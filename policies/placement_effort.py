@@ -15,6 +15,7 @@ from .placement_survey import Floors
 
 SCOUT = Effort(12, 6, every_device=False)
 SETTLE = Effort(64, 8, every_device=False)
+ROOMY = Effort(256, 8, every_device=False)
 MEND = Effort(24, 1 << 20, every_device=True)
 REPAIR = Effort(16, 8, every_device=True)
 WIDTHS = (64, 1024, 8192)

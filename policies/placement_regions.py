@@ -12,7 +12,18 @@ from typing import NamedTuple
 import numpy as np
 
 from .cluster_map import ClusterMap
-from .placement_effort import NOTHING, REPAIR, SCOUT, SETTLE, Search, better, bottleneck_guesses, deepened, mended
+from .placement_effort import (
+    NOTHING,
+    REPAIR,
+    ROOMY,
+    SCOUT,
+    SETTLE,
+    Search,
+    better,
+    bottleneck_guesses,
+    deepened,
+    mended,
+)
 from .placement_pricing import Run
 from .placement_problem import CANDIDATES_MAX, NEVER, Integers, ProblemMaker
 from .placement_search import Found
@@ -27,16 +38,22 @@ RACKS_SCOUTED = 8
 REGIONS_SETTLED = 2
 DIRTY_RACKS_MAX = 32
 """Above this, the whole map is surveyed again."""
+WORN_MAX = 16
+"""Changed candidates of a region, above which they are chosen again."""
 WANTED_MAX = 16
 """Devices that are always candidates."""
 
 
 class Region(NamedTuple):
-    """What a search of a region found: its candidates, the best chain of them, and whether it was searched in earnest."""
+    """What a search of a region found: its candidates, the best chain of them, and whether it was searched in earnest.
+
+    ``worn`` is how many of its candidates have changed since they were chosen.
+    """
 
     rows: Integers
     found: Found
     settled: bool
+    worn: int = 0
 
     @property
     def runs(self) -> tuple[Run, ...]:
@@ -88,10 +105,13 @@ class LargeMap:
     def place(self, number: int, taken: frozenset[int]) -> tuple[Region, int]:
         """The best region for replica ``number`` beside ``taken``, and what it costs at least with the map for itself."""
         known = self._knowledge(number, taken)
-        self._scout(number, known)
-        for name in sorted(known.regions, key=lambda name: (known.regions[name].cost, name))[:REGIONS_SETTLED]:
-            if not known.regions[name].settled:
-                known.regions[name] = self._settled(number, known.regions[name])
+        for attempt in (self._scout, self._scout_anew, self._look_for_room):
+            attempt(number, known)
+            for name in sorted(known.regions, key=lambda name: (known.regions[name].cost, name))[:REGIONS_SETTLED]:
+                if not known.regions[name].settled:
+                    known.regions[name] = self._settled(number, known.regions[name])
+            if known.regions[known.best].found.devices:
+                break
         return known.regions[known.best], known.floor
 
     def _scout(self, number: int, known: _Knowledge) -> None:
@@ -108,8 +128,24 @@ class LargeMap:
         if WHOLE_MAP not in known.regions:
             known.regions[WHOLE_MAP] = self._scouted(number, known.survey, slice(None), wanted)
 
+    def _scout_anew(self, number: int, known: _Knowledge) -> None:
+        """Choose all candidates again: those that were chosen before the last events may have no room left."""
+        known.regions.clear()
+        self._scout(number, known)
+
+    def _look_for_room(self, number: int, known: _Knowledge) -> None:
+        """Where no chain was found among good devices, search the largest of the whole map, good or not."""
+        if not len(known.survey.rows):
+            return
+        largest = np.argsort(-known.survey.room, kind="stable")[:CANDIDATES_MAX]
+        rows = known.survey.rows[np.sort(largest)]
+        found = deepened(self._search, self._maker.problem(number, rows), ROOMY)
+        known.regions[WHOLE_MAP] = Region(rows, found, settled=False)
+
     def _scouted(self, number: int, survey: Survey, part: slice, wanted: list[int]) -> Region:
         rows = choose(survey, part, wanted, CANDIDATES, self._request.stages_max)
+        if not len(rows):
+            return Region(rows, NOTHING, settled=True)
         return Region(rows, deepened(self._search, self._maker.problem(number, rows), SCOUT), settled=False)
 
     def _settled(self, number: int, region: Region) -> Region:
@@ -163,8 +199,13 @@ class LargeMap:
         for name, region in list(known.regions.items()):
             near = {row for row in gained if name in {WHOLE_MAP, int(cluster.rack_of[cluster.node_of[row]])}}
             useful = {row for row in near if _is_useful(survey, region, row)}
-            if useful or any(row in changed for row, _ in region.runs):
-                known.regions[name] = self._repaired(number, survey, region, useful, changed)
+            worn = region.worn + len(changed & set(region.rows.tolist()))
+            if worn > WORN_MAX:
+                del known.regions[name]
+            elif useful or any(row in changed for row, _ in region.runs):
+                known.regions[name] = self._repaired(number, survey, region, useful, changed)._replace(worn=worn)
+            else:
+                known.regions[name] = region._replace(worn=worn)
 
     def _repaired(self, number: int, survey: Survey, region: Region, added: set[int], changed: set[int]) -> Region:
         """The region with devices ``added``: its chain as it was, but for ``changed`` devices, which may be any."""

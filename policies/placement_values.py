@@ -23,14 +23,14 @@ class ObjectiveWeights:
 
     ``tpot``, ``bottleneck``, ``startup`` and ``move`` weigh nanoseconds; ``fragmentation`` weighs KiB by which the expected
     fragmentation grows. With the defaults a millisecond of a token's way through the pipeline is worth as much as one of the
-    bottleneck, and as one second of start-up.
+    bottleneck, as one second of start-up, and as a GiB of new fragments.
     """
 
     tpot: int = 1000
     bottleneck: int = 1000
     startup: int = 1
     move: int = 1
-    fragmentation: int = 1
+    fragmentation: int = 1000
 
     def __post_init__(self) -> None:
         """Refuse weights that reward what they should punish."""
