@@ -105,6 +105,43 @@ def controller_command(pipelines: int, candidates: int, rounds: int, *, as_json:
     return 0
 
 
+def placement_command(
+    instances: int, rounds: int, maps: Path | None, parts: Sequence[str], plot: Path | None, *, as_json: bool
+) -> int:
+    """How good placement is and how long it takes; the exit code.
+
+    Raises `ConfigError` where a part has no such name or there is nothing to measure, `MapError` where a map is missing,
+    `ExactLibraryError` and `PlotLibraryError` where a library is.
+    """
+    from ..bench import placement, placement_plots, placement_words
+    from ..bench.refactor_plots import require_plot_library
+
+    if min(instances, rounds) < 1:
+        raise ConfigError("instances and rounds must be at least 1")
+    unknown = sorted(set(parts) - set(placement.PARTS))
+    if unknown:
+        raise ConfigError(f"there is no part {unknown[0]!r}; parts are {', '.join(placement.PARTS)}")
+    if maps is not None and not maps.is_dir():
+        raise ConfigError(f"{maps} is no folder of maps")
+    if plot is not None:
+        require_plot_library()
+    plan = placement.Plan(instances, rounds, maps, tuple(parts) or placement.PARTS)
+    result = placement.run(plan, report=_note)
+    drawn = placement_plots.draw(result, plot) if plot is not None else []
+    if as_json:
+        print(json.dumps(result, indent=2))
+    else:
+        for rows in (placement_words.floor_rows, placement_words.scale_rows, placement_words.packing_rows):
+            if len(rows(result)) > 1:
+                out.print(_table(rows(result)))
+                out.print()
+        for line in placement_words.sentences(result):
+            out.print(line, highlight=False, soft_wrap=True)
+    for path in drawn:
+        _note(f"drawn: {path}")
+    return 0
+
+
 def _token_counts(text: str) -> tuple[int, ...]:
     """Contexts as "256,1024"; none where the text is empty."""
     parts = [part.strip() for part in text.split(",") if part.strip()]

@@ -1,4 +1,4 @@
-"""The arguments of `flexpipe bench engine | pipeline | refactor | controller`; nothing heavy is imported before one runs."""
+"""The arguments of `flexpipe bench engine | pipeline | refactor | controller | placement`; nothing heavy is imported before."""
 
 from __future__ import annotations
 
@@ -119,3 +119,36 @@ def bench_controller(
     from .bench import controller_command
 
     return controller_command(pipelines, candidates, rounds, as_json=json)
+
+
+@bench.command(name="placement")
+def bench_placement(
+    *,
+    instances: int = 320,
+    rounds: int = 8,
+    maps: Path | None = None,
+    part: tuple[str, ...] = (),
+    plot: Path | None = None,
+    json: AsJson = False,
+) -> int:
+    """How good placement is: gap to the optimum, time up to 100,000 devices, and packing beside six baselines on nine maps.
+
+    All parts take about half an hour; needs the extra `bench`.
+
+    For example:
+
+        flexpipe bench placement --part scale --rounds 2
+        flexpipe bench placement --maps traces --json --plot plots
+
+    Args:
+        instances: Small instances for the exact judge.
+        rounds: Times that each request is solved on each map.
+        maps: Folder with a file for each map, named as random_90 or bestfit_50, as `flexpipe map --from` reads them; drawn from
+            a seed if left out.
+        part: What to measure: gap, floors, scale or packing; may be given several times; all if left out.
+        plot: Folder to write plots to, as PNG.
+        json: Print facts as JSON, for machines.
+    """
+    from .bench import placement_command
+
+    return placement_command(instances, rounds, maps, part, plot, as_json=json)
