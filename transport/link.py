@@ -83,8 +83,6 @@ class WireLink:
         machine = self._machine
         waited = False
         while True:
-            if machine.credit_left <= 0:
-                self._pump()
             error = machine.send_error()
             if error is not None:
                 await trio.lowlevel.checkpoint_if_cancelled()
@@ -92,6 +90,8 @@ class WireLink:
             size = machine.measure(parts)
             if machine.credit_left > 0 and self._wire.send_nowait(machine.encode_message(parts)):
                 break
+            if self._pump():
+                continue  # else what is here already would end the wait at once, again and again
             await self._wait_for_change()
             waited = True
         machine.message_sent(size, trio.current_time())

@@ -124,3 +124,22 @@ async def test_an_idle_link_stays_up_for_ten_minutes(autojump_clock):
 def test_impossible_weather_is_refused(weather):
     with pytest.raises(ValueError, match="impossible weather"):
         Weather(**weather)
+
+
+async def test_a_sender_whose_peer_died_waits_for_the_news_and_does_not_spin_on_what_it_left_unread(autojump_clock):
+    network = MemoryNetwork(seed=1)
+    async with two_ends(network) as (bound, connected):
+        await connected.send([b"unread"])
+        await trio.sleep(0.01)
+        network.weather = Weather(delay_s_min=0.2, delay_s_max=0.2)  # the news take their time
+        network.crash("b")
+
+        async def send():
+            with pytest.raises(PeerLostError):
+                await bound.send([b"late"])
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send)
+            for _ in range(100):
+                await trio.lowlevel.checkpoint()
+            assert trio.lowlevel.current_statistics().tasks_runnable == 0
