@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TextIO
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - memory is the point; folders in it are this user's only
 _LOCK = "lock"
@@ -24,16 +25,26 @@ def warm_folder(root: Path = SHARED_MEMORY) -> Iterator[str]:
     prefix = f"flexpipe-{os.getuid()}-"
     _sweep(root, prefix)
     try:
-        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=root))
+        folder, lock = _locked_folder(root, prefix)
     except OSError:
         yield ""
         return
     try:
-        with (folder / _LOCK).open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with lock:
             yield str(folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _locked_folder(root: Path, prefix: str) -> tuple[Path, TextIO]:
+    """A fresh folder, and the lock on it that lasts while the file is open. Raises `OSError` where there can be none."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=root))
+        lock = (folder / _LOCK).open("w")
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if (folder / _LOCK).exists():
+            return folder, lock
+        lock.close()  # another server that starts now took it for one that is left behind, before it was locked
 
 
 def _sweep(root: Path, prefix: str) -> None:

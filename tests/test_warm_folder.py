@@ -58,6 +58,23 @@ def test_the_folder_of_a_server_that_was_killed_is_removed_by_the_next(owner, tm
         assert list(tmp_path.iterdir()) == [Path(mine)]
 
 
+def test_a_folder_that_another_server_swept_before_it_was_locked_is_made_anew(tmp_path, monkeypatch):
+    flock, swept = fcntl.flock, []
+
+    def sweep_first(lock, operation):
+        if operation == fcntl.LOCK_EX and not swept:
+            swept.append(Path(lock.name).parent)
+            with warm_folder(tmp_path):  # another server starts, and sweeps
+                assert not swept[0].exists()
+        flock(lock, operation)
+
+    monkeypatch.setattr(fcntl, "flock", sweep_first)
+    with warm_folder(tmp_path) as mine:
+        assert list(tmp_path.iterdir()) == [Path(mine)] != swept
+        with (Path(mine) / "lock").open() as lock, pytest.raises(BlockingIOError):
+            flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 def test_what_others_keep_in_shared_memory_is_left_alone(tmp_path):
     for name in ("psm_1234", f"flexpipe-{os.getuid() + 1}-abc"):
         (tmp_path / name).mkdir()
