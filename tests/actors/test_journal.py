@@ -165,6 +165,31 @@ async def test_a_write_that_is_cancelled_has_happened_whole_or_not_at_all(journa
 # --- the simulated disk ---------------------------------------------------------------------------------------------
 
 
+async def test_who_is_cancelled_while_the_disk_writes_learns_that_it_was_written(tmp_path):
+    written = []
+    async with SqliteJournal.open(tmp_path / "journal.sqlite") as journal:
+        with trio.CancelScope() as scope:
+
+            def cancel_the_writer(statement):
+                if statement.startswith("INSERT INTO record"):
+                    trio.from_thread.run_sync(scope.cancel)
+
+            journal._database.set_trace_callback(cancel_the_writer)
+            await journal.write(planned(1))
+            written.append(planned(1))  # nothing was raised: who wrote can act on it
+            await trio.lowlevel.checkpoint()
+            written.append("more")
+        assert scope.cancelled_caught
+        assert written == [planned(1)]
+        journal._database.set_trace_callback(None)
+        state = await journal.read()
+        assert state.undecided == Planned(route(1), "precopy")
+        await journal.write(planned(1))  # again: nothing
+        assert await journal.read() == state
+    async with SqliteJournal.open(tmp_path / "journal.sqlite") as journal:
+        assert await journal.read() == state
+
+
 async def test_the_simulated_disk_can_be_full_for_one_record():
     journal = MemoryJournal()
     journal.fail_next("commit")
