@@ -19,16 +19,8 @@ def blocks_of(change: Change, blocks_max: int, stated_bytes: Mapping[str, int]) 
     for stage in change.route.stages:
         facts = change.facts(stage.worker)
         assert facts is not None
-        sizes = zip(facts.layers, facts.page_bytes, strict=True)
-        rooms.append(
-            StageRoom(
-                memory_free_bytes=facts.memory_free_bytes,
-                new_bytes_per_block=sum(size for layer, size in sizes if layer not in facts.held_layers),
-                held_bytes_per_block=facts.held_bytes_per_block,
-                blocks_held=facts.blocks_held,
-                memory=_memory_of(stage.device, stated_bytes),
-            )
-        )
+        layers = tuple(zip(facts.page_bytes, facts.blocks_held, strict=True))
+        rooms.append(StageRoom(facts.memory_free_bytes, layers, _memory_of(stage.device, stated_bytes)))
     return kv_blocks(rooms, blocks_max)
 
 

@@ -23,8 +23,8 @@ class EnginePort(Protocol):
         """Make ``atoms`` resident beside those that are. ``spec`` never changes over a worker's life."""
         ...
 
-    async def reserve(self, blocks: int) -> int:
-        """Make room for ``blocks`` KV blocks in every resident layer and warm up; the bytes that all pages may take."""
+    async def reserve(self, atoms: range, blocks: int) -> int:
+        """Make room for ``blocks`` KV blocks in the layers of ``atoms`` and warm up; the bytes that all pages may take."""
         ...
 
     async def run(
@@ -37,8 +37,8 @@ class EnginePort(Protocol):
         """Compute with so many threads from the next step on."""
         ...
 
-    async def drop(self, keep: range) -> int:
-        """Let go of atoms outside ``keep`` and their pages; the bytes freed."""
+    async def drop(self, keep: range, blocks: int) -> int:
+        """Let go of atoms outside ``keep`` and their pages, and of KV blocks from ``blocks`` on; the bytes freed."""
         ...
 
     async def gather_pages(self, pages: Sequence[LayerPages], out: memoryview) -> int:

@@ -97,9 +97,9 @@ class EngineThread:
             nursery.cancel_scope.cancel()
         return loaded.unwrap()
 
-    async def reserve(self, blocks: int) -> int:
-        """Make room for ``blocks`` KV blocks; the bytes that all pages may take."""
-        return await _call(self._computing, self._loaded.reserve, blocks)
+    async def reserve(self, atoms: range, blocks: int) -> int:
+        """Make room for ``blocks`` KV blocks of ``atoms``; the bytes that all pages may take."""
+        return await _call(self._computing, self._loaded.reserve, atoms, blocks)
 
     async def run(
         self, atoms: range, batch: RaggedBatch, hidden: BufferView | None, rows: Sequence[SampleRow]
@@ -118,11 +118,11 @@ class EngineThread:
             await _call(self._computing, _stay_on, self._cores)
         await _call(self._computing, self._loaded.use_threads, threads)
 
-    async def drop(self, keep: range) -> int:
-        """Let go of atoms outside ``keep`` and their pages; the bytes freed."""
+    async def drop(self, keep: range, blocks: int) -> int:
+        """Let go of atoms outside ``keep`` and their pages, and of KV blocks from ``blocks`` on; the bytes freed."""
         if self._engine is None:
             return 0
-        return await _call(self._computing, self._loaded.drop, keep)
+        return await _call(self._computing, self._loaded.drop, keep, blocks)
 
     async def gather_pages(self, pages: Sequence[LayerPages], out: memoryview) -> int:
         """Copy pages into ``out``; their checksum."""

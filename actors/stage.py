@@ -186,14 +186,14 @@ class StageActor:
         match instruction:
             case StartLoading(prepare):
                 self._start(self._load, prepare)
-            case OpenEpoch(opened, stage):
+            case OpenEpoch(opened, stage, atoms):
                 links = self._epochs[opened.epoch] = EpochLinks(opened.epoch, self._threads_of.pop(opened.epoch, 0))
                 if opened.transfers:
                     # Now: what steps write from here on is newer than the blocks that `opened` calls live.
                     links.handoff = Handoff(
                         opened, self._worker, self._engine, self.pages, self, self._log, self._handoff_limits
                     )
-                self._start(self._live_epoch, links, opened, stage)
+                self._start(self._live_epoch, links, opened, stage, atoms)
             case CutHandoff(cut):
                 handoff = self._epochs[cut.epoch].handoff
                 assert handoff is not None
@@ -201,8 +201,8 @@ class StageActor:
             case CloseEpochs(keep):
                 for epoch in [epoch for epoch in self._epochs if epoch not in keep]:
                     self._epochs.pop(epoch).close()
-            case KeepOnly(atoms):
-                self._start(self._keep_only, atoms)
+            case KeepOnly(atoms, blocks):
+                self._start(self._keep_only, atoms, blocks)
             case ForgetPages():
                 self.pages.forget()
 
@@ -230,17 +230,17 @@ class StageActor:
             self._log_loaded(prepare.epoch, facts)
             await self._handle(WeightsLoaded(prepare.epoch, facts))
 
-    async def _live_epoch(self, links: EpochLinks, opened: Open, stage: int) -> None:
+    async def _live_epoch(self, links: EpochLinks, opened: Open, stage: int, atoms: range) -> None:
         """Open an epoch's links and keep them until they are closed."""
         try:
             with links.scope:
-                await self._open_epoch(links, opened, stage)
+                await self._open_epoch(links, opened, stage, atoms)
         finally:
             await links.aclose()
 
-    async def _open_epoch(self, links: EpochLinks, opened: Open, stage: int) -> None:
+    async def _open_epoch(self, links: EpochLinks, opened: Open, stage: int, atoms: range) -> None:
         try:
-            kv_bytes = await self._engine.reserve(opened.kv_blocks) if stage >= 0 else 0
+            kv_bytes = await self._engine.reserve(atoms, opened.kv_blocks) if stage >= 0 else 0
         except EngineError as error:
             await self._epoch_failed(opened.epoch, str(error))
             return
@@ -287,8 +287,8 @@ class StageActor:
         self._log.emit("epoch_discarded", epoch=epoch, sentence=sentence)
         await self._handle(EpochFailed(epoch, sentence))
 
-    async def _keep_only(self, atoms: range) -> None:
-        await self._handle(Dropped(await self._engine.drop(atoms)))
+    async def _keep_only(self, atoms: range, blocks: int) -> None:
+        await self._handle(Dropped(await self._engine.drop(atoms, blocks)))
 
     async def _run_step(self, plan: StepPlan, atoms: range, hidden: BufferView | None) -> None:
         links = self._epochs[plan.epoch]

@@ -117,6 +117,7 @@ class OpenEpoch:
 
     open: Open
     stage: int
+    atoms: range
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,9 +136,10 @@ class CloseEpochs:
 
 @dataclass(frozen=True, slots=True)
 class KeepOnly:
-    """Let go of resident atoms outside ``atoms``. Answered by `Dropped`."""
+    """Let go of resident atoms outside ``atoms``, and of KV blocks from ``blocks`` on. Answered by `Dropped`."""
 
     atoms: range
+    blocks: int
 
 
 @dataclass(frozen=True, slots=True)

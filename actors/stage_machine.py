@@ -11,8 +11,9 @@ Rules:
     epoch is dropped by name; preparing a newer epoch discards an older one that was never cut to.
  5. What an epoch needs is kept until a later epoch is released, or this one is aborted; an epoch that was cut to is never aborted.
  6. A cut that abandons drops the plans and activations of earlier epochs, finished or not: their pipeline is broken.
- 7. Drain lets the plans that are here finish; then the worker is retired and accepts nothing.
- 8. No clock, no socket, no thread here: events in, instructions out. An illegal event raises and changes nothing.
+ 7. Nothing is loaded while something is let go of: it might be what the next epoch needs, and is not free yet.
+ 8. Drain lets the plans that are here finish; then the worker is retired and accepts nothing.
+ 9. No clock, no socket, no thread here: events in, instructions out. An illegal event raises and changes nothing.
 
 Phases of one epoch at one worker (the table is `worker_epoch.EPOCH_TRANSITIONS`; who only gives pages away skips the first two):
 
@@ -92,6 +93,7 @@ class StageMachine:
         self._running: StepPlan | None = None
         self._abandoned_below = -1
         self._droppings: deque[Answer] = deque()
+        self._to_load: Prepare | None = None
         self._failed: HandoffFailed | None = None
         self._drain: Drain | None = None
         self._handlers: dict[type, Callable[..., list[Instruction]]] = {
@@ -144,6 +146,9 @@ class StageMachine:
         atoms = range(event.first_atom, event.end_atom)
         self._next = WorkerEpoch(event.epoch, Phase.LOADING, atoms, event.stage)
         self._highest_epoch = event.epoch
+        if self._droppings:
+            self._to_load = event
+            return discarded
         return [*discarded, StartLoading(event)]
 
     def _weights_loaded(self, event: WeightsLoaded) -> list[Instruction]:
@@ -167,10 +172,11 @@ class StageMachine:
             self._highest_epoch = event.epoch
         else:
             known.phase = self._after(event, known)
+        known.kv_blocks = event.kv_blocks
         known.has_upstream = bool(event.upstream)
         known.has_transfers = bool(event.transfers)
         known.takes_pages = any(transfer.acquirer == self.worker for transfer in event.transfers)
-        return [*discarded, OpenEpoch(event, known.stage)]
+        return [*discarded, OpenEpoch(event, known.stage, known.atoms)]
 
     def _opened(self, event: EpochOpened) -> list[Instruction]:
         following = self._next
@@ -233,11 +239,15 @@ class StageMachine:
             message = answer(0)
             return [Tell(message)] if message is not None else []
         self._droppings.append(answer)
-        return [KeepOnly(self.atoms)]
+        return [KeepOnly(self.atoms, self._serving.kv_blocks if self._serving is not None else 0)]
 
     def _dropped(self, event: Dropped) -> list[Instruction]:
         message = self._droppings.popleft()(event.freed_bytes)
-        return [Tell(message)] if message is not None else []
+        told: list[Instruction] = [Tell(message)] if message is not None else []
+        if self._to_load is None or self._droppings:
+            return told
+        prepare, self._to_load = self._to_load, None
+        return [*told, StartLoading(prepare)]
 
     def _discard_next(self) -> list[Instruction]:
         """Give up the epoch that is being made, if any; with its steps, if its cut waits in the queue."""
@@ -245,7 +255,7 @@ class StageMachine:
             return []
         while self._queue and self._queue[-1].epoch >= self._next.epoch:
             self._queue.pop()
-        self._next = None
+        self._next = self._to_load = None
         return [CloseEpochs(self._open_epochs())]
 
     def _open_epochs(self) -> tuple[int, ...]:

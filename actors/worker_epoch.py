@@ -55,6 +55,7 @@ class WorkerEpoch:
     phase: Phase
     atoms: range = range(0)
     stage: int = -1
+    kv_blocks: int = 0
     has_upstream: bool = False
     has_transfers: bool = False
     takes_pages: bool = False

@@ -78,7 +78,7 @@ def run(
     program = load_program(program_path)
     engine, load_s = _load(folder, program_path, program, threads)
     workloads = [Workload(each, tokens_in, tokens_out) for each in concurrency]
-    engine.reserve(max(concurrency) * _blocks_per_request(workloads[0]))
+    engine.reserve(range(len(program.atoms)), max(concurrency) * _blocks_per_request(workloads[0]))
     _measure(engine, Workload(1, tokens_in, 4))  # first calls compile, map and wake
     peak_bytes = _peak_bytes()  # of loading and one request; the probes and transformers come later
     reference = _Transformers(folder, threads) if compare_transformers else None

@@ -66,7 +66,7 @@ class Pages:
         ]
         self.held = KvPages(geometries, lambda _: shape.page_bytes // 4, torch.float32, torch.device("cpu"))
         self.held.add([self.held.make(layer) for layer in range(LAYERS)])
-        self.held.reserve(shape.blocks)
+        self.held.reserve(range(LAYERS), shape.blocks)
         for layer in self.held.layers.values():
             layer.pages.fill_(value)
 

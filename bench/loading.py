@@ -45,7 +45,7 @@ class Bench:
     async def run(self, rounds: int) -> None:
         """Measure."""
         await self._load(self._first)
-        await self._engine.reserve(self._batch.block_tables.size)
+        await self._engine.reserve(self._first, self._batch.block_tables.size)
         await self._step()
         for _ in range(rounds):
             self.before += [await self._step() for _ in range(STEPS_BEFORE)]
@@ -54,7 +54,7 @@ class Bench:
                 count = len(self.loads)
                 while len(self.loads) == count:
                     self.beside.append(await self._step())
-            await self._engine.drop(self._first)
+            await self._engine.drop(self._first, self._batch.block_tables.size)
 
     async def _timed_load(self) -> None:
         start = time.perf_counter()

@@ -57,7 +57,7 @@ def bench(page_bytes: int, rounds: int) -> None:
     layer = AttentionLayer(0, kv_heads=1, key_dim=1, value_dim=1, query_heads=1)
     pages = KvPages([layer], lambda _: page_bytes // 4, torch.float32, torch.device("cpu"))
     pages.add([pages.make(0)])
-    pages.reserve(POOL_BLOCKS)
+    pages.reserve([0], POOL_BLOCKS)
     pages.layers[0].pages.fill_(1.0)
     for size in CHUNK_BYTES:
         count = size // page_bytes

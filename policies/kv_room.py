@@ -12,22 +12,19 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class StageRoom:
-    """One stage's free memory after its weights, and what one block costs it. Bytes.
+    """One stage's free memory after its weights, in bytes, and for each layer of it the bytes of a page and the pages that it has.
 
-    ``new_bytes_per_block`` is of layers that have no pages at the worker yet. ``held_bytes_per_block`` is of those that have,
-    ``blocks_held`` of them, whether the stage keeps these layers or is about to give them away: until it has, they lie beside
-    the new ones, are not free, and grow with them. Stages with the same ``memory`` draw on one; "" is one of its own.
+    Whatever else the worker holds (layers that it is about to give away) is not free and does not grow. Stages with the same
+    ``memory`` draw on one; "" is one of its own.
     """
 
     memory_free_bytes: int
-    new_bytes_per_block: int
-    held_bytes_per_block: int = 0
-    blocks_held: int = 0
+    layers: tuple[tuple[int, int], ...]
     memory: str = ""
 
     def needed_bytes(self, blocks: int) -> int:
         """What ``blocks`` blocks take beside the pages that are here already. Never falls as ``blocks`` grows."""
-        return blocks * self.new_bytes_per_block + max(0, blocks - self.blocks_held) * self.held_bytes_per_block
+        return sum(page_bytes * max(0, blocks - held) for page_bytes, held in self.layers)
 
 
 class NoRoomError(Exception):

@@ -137,8 +137,8 @@ class StageFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a run of loaded atoms weighs. All sizes in bytes. ``backend`` says in words what computes it, and why that.
 
     ``page_bytes[i]`` is the size of one KV page of layer ``layers[i]``. Two workers may exchange pages only where their
-    ``page_layout`` is the same: it names number format, layout within a page, and geometry. ``held_layers`` have pages already,
-    ``blocks_held`` each, that take ``held_bytes_per_block`` together: of this run of atoms, and of what the worker serves.
+    ``page_layout`` is the same: it names number format, layout within a page, and geometry. ``blocks_held[i]`` pages of
+    ``layers[i]`` are here already and take no more memory: of what the worker serves, or of an epoch that came to nothing.
     """
 
     weight_bytes: int
@@ -146,12 +146,10 @@ class StageFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     memory_free_bytes: int
     layers: tuple[int, ...]
     page_bytes: tuple[int, ...]
+    blocks_held: tuple[int, ...]
     page_layout: str
     backend: str
     weights: WeightSources = WeightSources()
-    held_layers: tuple[int, ...] = ()
-    held_bytes_per_block: int = 0
-    blocks_held: int = 0
 
 
 @dataclass(slots=True)
@@ -177,10 +175,10 @@ class StageEngine(Protocol):
         """Make ``atoms`` resident beside those that are, and say what they weigh. ``progress(done, total)`` in bytes."""
         ...
 
-    def reserve(self, blocks: int) -> int:
-        """Make room for KV blocks 0 .. ``blocks`` - 1 in every resident layer; the bytes that all pages may then take.
+    def reserve(self, atoms: range, blocks: int) -> int:
+        """Make room for KV blocks 0 .. ``blocks`` - 1 in the layers of ``atoms``; the bytes that all pages may then take.
 
-        Content stays, nothing moves. Where there was room for more, that stays until the next `drop`.
+        Content stays, nothing moves. Where there was room for more, that stays until the next `drop`; other layers keep theirs.
         """
         ...
 
@@ -198,8 +196,11 @@ class StageEngine(Protocol):
         """Compute with ``threads`` threads from the next step on; no result depends on it where a backend is batch-invariant."""
         ...
 
-    def drop(self, keep: range) -> int:
-        """Let go of resident atoms outside ``keep`` and of their pages; the bytes that are free for it."""
+    def drop(self, keep: range, blocks: int) -> int:
+        """Let go of resident atoms outside ``keep``, of their pages, and of KV blocks from ``blocks`` on in those that stay.
+
+        Gives the bytes that are free for it.
+        """
         ...
 
     def gather_pages(self, layer: int, blocks: Int32Array, out: memoryview) -> None:

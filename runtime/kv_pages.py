@@ -64,7 +64,7 @@ RowCopy = Callable[[Bytes, Int32Array, Bytes], None]
 
 
 class KvPages:
-    """The pages of the layers that this worker holds; every resident layer has ``blocks`` of them once it was reserved.
+    """The pages of the layers that this worker holds, each with as many as the epochs that it is of need, ``blocks`` at most.
 
     `reserve` and `drop` are called by one thread, `add`, `gather` and `scatter` by any.
     """
@@ -79,7 +79,6 @@ class KvPages:
     ) -> None:
         self.layers: dict[int, KvLayer] = {}
         self.blocks = 0
-        self._wanted = 0
         self._changing = threading.Lock()
         self._geometries = {geometry.layer: geometry for geometry in attention}
         self._page_elements = page_elements
@@ -116,8 +115,8 @@ class KvPages:
         with self._changing:
             self.layers = self.layers | {layer.geometry.layer: layer for layer in layers}
 
-    def reserve(self, blocks: int) -> int:
-        """Have ``blocks`` pages in every layer, keeping content; their bytes in all.
+    def reserve(self, layers: Iterable[int], blocks: int) -> int:
+        """Have ``blocks`` pages in each of ``layers``, keeping content; the bytes of all pages that are here.
 
         Raises `OutOfMemoryError` before anything changed.
 
@@ -125,25 +124,24 @@ class KvPages:
         """
         if blocks < 0:
             raise EngineError(f"A worker cannot hold {blocks} KV blocks; ask for 0 or more")
-        layers, held = self.layers, max(self.blocks, blocks)
-        needed = sum(max(0, held - len(layer.pages)) * layer.page_bytes for layer in layers.values())
+        growing = [layer for layer in map(self.layers.__getitem__, layers) if blocks > len(layer.pages)]
+        needed = sum((blocks - len(layer.pages)) * layer.page_bytes for layer in growing)
         free = self._memory.free_bytes() if needed else 0
         if needed > free:
             raise OutOfMemoryError(
-                f"{blocks} KV blocks of {self.bytes_per_block} bytes need {needed} bytes more, {self._memory.name} has {free} "
-                "free; ask for fewer blocks or give the stage fewer layers"
+                f"{blocks} KV blocks need {needed} bytes more, {self._memory.name} has {free} free; ask for fewer blocks or give "
+                "the stage fewer layers"
             )
         try:
-            for layer in layers.values():
-                if held > len(layer.pages):
-                    layer.resize(held)
+            for layer in growing:
+                layer.resize(blocks)
         except MemoryError as error:
-            raise OutOfMemoryError(f"{blocks} KV blocks of {self.bytes_per_block} bytes do not fit: {error}") from error
-        self.blocks, self._wanted = held, blocks
+            raise OutOfMemoryError(f"{blocks} KV blocks of {len(growing)} layers do not fit: {error}") from error
+        self.blocks = max(self.blocks, blocks)
         return self._held_bytes()
 
-    def drop(self, keep: Iterable[int]) -> int:
-        """Let go of the pages of every layer that is not in ``keep``, and of blocks beyond the last `reserve`.
+    def drop(self, keep: Iterable[int], blocks: int) -> int:
+        """Let go of the pages of every layer that is not in ``keep``, and of blocks from ``blocks`` on in all.
 
         Gives the bytes that were reserved for them.
         """
@@ -152,7 +150,7 @@ class KvPages:
             before = self.layers
             self.layers = {number: layer for number, layer in before.items() if number in kept}
         held = sum(layer.pages.nbytes for layer in before.values())
-        self.blocks = self._wanted
+        self.blocks = min(self.blocks, blocks)
         for layer in self.layers.values():
             if len(layer.pages) > self.blocks:
                 layer.resize(self.blocks)

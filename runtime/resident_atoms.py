@@ -82,21 +82,16 @@ class ResidentAtoms:
             raise EngineError(f"Atoms {lacking or list(atoms)} were asked to run; their weights were not loaded")
         return self._prelude, [resident[atom] for atom in atoms]
 
-    def first_run(self) -> range:
-        """The first run of neighbouring resident atoms; raises `EngineError` where there are none."""
-        if not self._atoms:
-            raise EngineError("KV blocks were asked for before any weights were loaded")
-        first = end = min(self._atoms)
-        while end in self._atoms:
-            end += 1
-        return range(first, end)
+    def layers(self, atoms: range) -> tuple[int, ...]:
+        """The layers whose pages ``atoms`` own."""
+        return tuple(sorted(layer for atom in atoms for layer in self._program.atoms[atom].layers))
 
-    def drop(self, keep: range) -> int:
-        """Let go of atoms outside ``keep`` and of their layers' pages; the bytes that they took."""
+    def drop(self, keep: range, blocks: int) -> int:
+        """Let go of atoms outside ``keep``, of their layers' pages, and of KV blocks from ``blocks`` on; the bytes they took."""
         with self._changing:
             freed = sum(loaded.nbytes for atom, loaded in self._atoms.items() if atom not in keep)
             self._atoms = {atom: loaded for atom, loaded in self._atoms.items() if atom in keep}
-        return freed + self._pages.drop(self._layers(keep))
+        return freed + self._pages.drop(self.layers(keep), blocks)
 
     def _weight_bytes(self) -> int:
         return sum(loaded.nbytes for loaded in self._atoms.values()) + (self._prelude.nbytes if self._prelude else 0)
@@ -128,15 +123,15 @@ class ResidentAtoms:
     def _facts(
         self, atoms: range, resident: dict[int, LoadedAtom], kept: list[int], loader: AtomLoader, backend_reason: str
     ) -> StageFacts:
-        layers = self._layers(atoms)
+        layers = self.layers(atoms)
         sizes = tuple(self._pages.page_bytes(layer) for layer in layers)
-        held = tuple(sorted(number for number, layer in self._pages.layers.items() if len(layer.pages)))
         return StageFacts(
             weight_bytes=sum(resident[atom].nbytes for atom in atoms),
             kv_bytes_per_block=sum(sizes),
             memory_free_bytes=self._memory.free_bytes(),
             layers=layers,
             page_bytes=sizes,
+            blocks_held=tuple(len(self._pages.layers[layer].pages) for layer in layers),
             page_layout=f"{self._backend.name}, {self._pages.layout}",
             backend=backend_reason,
             weights=WeightSources(
@@ -144,9 +139,6 @@ class ResidentAtoms:
                 warm_bytes=loader.warm_bytes,
                 disk_bytes=loader.disk_bytes,
             ),
-            held_layers=held,
-            held_bytes_per_block=sum(self._pages.page_bytes(layer) for layer in held),
-            blocks_held=self._pages.blocks if held else 0,
         )
 
     def _opened(self) -> Checkpoint:
@@ -159,9 +151,6 @@ class ResidentAtoms:
                 f"The weights in {self._spec.model_folder} changed while they were served; restart the server"
             )
         return self._checkpoint
-
-    def _layers(self, atoms: range) -> tuple[int, ...]:
-        return tuple(sorted(layer for atom in atoms for layer in self._program.atoms[atom].layers))
 
     def _key(self, graph: LoweredGraph, names: Sequence[str]) -> str:
         """The key under which the weights ``names`` of ``graph`` are shared: all that decides their bytes."""

@@ -57,15 +57,15 @@ class LoweredStageEngine:
         self._check_atoms(atoms)
         return self.resident.load(atoms, self.backend_reason, progress)
 
-    def reserve(self, blocks: int) -> int:
-        """Make room for KV pages. A new engine then runs one token, so that the first request pays for no set-up.
+    def reserve(self, atoms: range, blocks: int) -> int:
+        """Make room for KV pages of ``atoms``. A new engine then runs one token, so that the first request pays for no set-up.
 
         Atoms that come later need none: their graphs were lowered with the first, their weights are in the page tables.
         """
-        reserved_bytes = self.pages.reserve(blocks)
+        reserved_bytes = self.pages.reserve(self.resident.layers(atoms), blocks)
         if blocks > 0 and not self._is_warm:
             self._is_warm = True
-            self._warm_up()
+            self._warm_up(atoms)
         return reserved_bytes
 
     def run(
@@ -84,9 +84,9 @@ class LoweredStageEngine:
         """See `StageEngine.use_threads`."""
         self.backend.use_threads(threads)
 
-    def drop(self, keep: range) -> int:
-        """Let go of atoms outside ``keep`` and the pages of their layers; bytes of weights and reserved pages."""
-        return self.resident.drop(keep)
+    def drop(self, keep: range, blocks: int) -> int:
+        """See `StageEngine.drop`."""
+        return self.resident.drop(keep, blocks)
 
     def gather_pages(self, layer: int, blocks: Int32Array, out: memoryview) -> None:
         """See `StageEngine.gather_pages`."""
@@ -167,16 +167,16 @@ class LoweredStageEngine:
             logits.append(result.reshape(size, -1)[: len(group)])
         return logits[0] if len(logits) == 1 else torch.cat(logits)
 
-    def _warm_up(self) -> None:
+    def _warm_up(self, atoms: range) -> None:
         """One token at position 0 in block 0, whose page is put back afterwards."""
-        atoms = self.resident.first_run()
-        kept = [layer.pages[0].clone() for layer in self.pages.layers.values()]
+        layers = [self.pages.layers[layer] for layer in self.resident.layers(atoms)]
+        kept = [layer.pages[0].clone() for layer in layers]
         index = np.zeros(1, np.int32)
         batch = RaggedBatch(index, index, np.array([0, 1], np.int32), np.zeros((1, 1), np.int32), index)
         shape = (1, self.program.hidden_size)
         zeros = memoryview(bytes(shape[1] * self._dtype.itemsize))
         self.forward(atoms, batch, None if atoms.start == 0 else BufferView(self.spec.dtype, shape, zeros))
-        for layer, page in zip(self.pages.layers.values(), kept, strict=True):
+        for layer, page in zip(layers, kept, strict=True):
             layer.pages[0] = page
 
 

@@ -41,8 +41,8 @@ from ..runtime.page_checksum import page_checksum
 Digests = npt.NDArray[np.uint64]
 PAGE_BYTES = BLOCK_TOKENS * 8
 """One digest a token."""
-WEIGHT_BYTES = 4096
-"""Of one atom: as much as a few requests' pages, so that either may be what does not fit."""
+WEIGHT_BYTES = 1024
+"""Of one atom: as much as two requests' pages of a layer, so that either may be what does not fit."""
 _ALL_BITS = (1 << 64) - 1
 _GARBAGE = np.uint64(0xDEAD_BEEF_DEAD_BEEF)
 """What a page holds before anything was written to it: a forgotten copy must show."""
@@ -87,17 +87,26 @@ class ModelledEngine:
         self.model = model
         self.speed = speed
         self.resident: set[int] = set()
-        self.blocks = 0
         self._pages: dict[int, Digests] = {}
         self._turn = trio.Lock()
+        self._loading = trio.Lock()
 
     @property
     def layers(self) -> list[int]:
         """The layers whose pages are here."""
         return sorted(self._pages)
 
+    @property
+    def pages_held(self) -> dict[int, int]:
+        """How many pages of each of them."""
+        return {layer: len(self._pages[layer]) // BLOCK_TOKENS for layer in self.layers}
+
     async def load(self, spec: EngineSpec, atoms: range, progress: LoadProgressed) -> StageFacts:  # noqa: ARG002 - a model of a model
-        """Make ``atoms`` resident."""
+        """Make ``atoms`` resident. One load at a time."""
+        async with self._loading:
+            return await self._load(atoms, progress)
+
+    async def _load(self, atoms: range, progress: LoadProgressed) -> StageFacts:
         if not 0 <= atoms.start < atoms.stop <= self.model.atoms:
             raise EngineError(f"atoms {atoms.start} to {atoms.stop} do not exist; there are {self.model.atoms}")
         lacking = [atom for atom in atoms if atom not in self.resident]
@@ -114,20 +123,18 @@ class ModelledEngine:
             memory_free_bytes=self._free_bytes(),
             layers=layers,
             page_bytes=(PAGE_BYTES,) * len(layers),
+            blocks_held=tuple(len(self._pages.get(layer, ())) // BLOCK_TOKENS for layer in layers),
             page_layout="modelled",
             backend="modelled",
             weights=WeightSources(
                 kept_bytes=(len(atoms) - len(lacking)) * WEIGHT_BYTES, disk_bytes=len(lacking) * WEIGHT_BYTES
             ),
-            held_layers=tuple(self.layers),
-            held_bytes_per_block=len(self._pages) * PAGE_BYTES,
-            blocks_held=self.blocks if self._pages else 0,
         )
 
-    async def reserve(self, blocks: int) -> int:
+    async def reserve(self, atoms: range, blocks: int) -> int:
         """Make room; what is new is garbage."""
         async with self._turn:
-            wanted = {atom // 2 for atom in self.resident if atom % 2 == 0}
+            wanted = [atom // 2 for atom in atoms if atom % 2 == 0]
             held = (self._pages[layer].nbytes if layer in self._pages else 0 for layer in wanted)
             if sum(max(0, blocks * PAGE_BYTES - nbytes) for nbytes in held) > self._free_bytes():
                 raise OutOfMemoryError(f"{blocks} KV blocks of {len(wanted)} layers do not fit")
@@ -136,7 +143,6 @@ class ModelledEngine:
                 pages = np.full(max(blocks * BLOCK_TOKENS, len(before)), _GARBAGE, np.uint64)
                 pages[: len(before)] = before
                 self._pages[layer] = pages
-            self.blocks = max(self.blocks, blocks)
             return sum(pages.nbytes for pages in self._pages.values())
 
     async def run(
@@ -163,13 +169,14 @@ class ModelledEngine:
     async def use_threads(self, threads: int) -> None:
         """A model of a model has none."""
 
-    async def drop(self, keep: range) -> int:
-        """Let go of atoms outside ``keep``."""
+    async def drop(self, keep: range, blocks: int) -> int:
+        """Let go of atoms outside ``keep``, and of KV blocks from ``blocks`` on."""
         async with self._turn:
             before = self._free_bytes()
             self.resident.intersection_update(keep)
             kept = {atom // 2 for atom in self.resident if atom % 2 == 0}
-            self._pages = {layer: pages for layer, pages in self._pages.items() if layer in kept}
+            tokens = blocks * BLOCK_TOKENS
+            self._pages = {layer: pages[:tokens].copy() for layer, pages in self._pages.items() if layer in kept}
             return self._free_bytes() - before
 
     async def gather_pages(self, pages: Sequence[LayerPages], out: memoryview) -> int:
@@ -204,9 +211,10 @@ class ModelledEngine:
     def _rows(self, layer: int, blocks: Int32Array) -> Digests:
         if layer not in self._pages:
             raise EngineError(f"layer {layer} has no pages here; layers {sorted(self._pages)} have")
-        if len(blocks) and not 0 <= blocks.min() <= blocks.max() < self.blocks:
-            raise EngineError(f"KV blocks {blocks.min()} to {blocks.max()} are not all among {self.blocks}")
-        return self._pages[layer].reshape(-1, BLOCK_TOKENS)
+        pages = self._pages[layer].reshape(-1, BLOCK_TOKENS)
+        if len(blocks) and not 0 <= blocks.min() <= blocks.max() < len(pages):
+            raise EngineError(f"KV blocks {blocks.min()} to {blocks.max()} are not all among {len(pages)}")
+        return pages
 
     def _attend(self, layer: int, batch: RaggedBatch, states: Digests) -> Digests:
         pages = self._pages[layer]

@@ -60,7 +60,7 @@ class EngineTimer:
         atoms, engine = self._engine(atom)
         blocks = self._blocks(engine, load)
         if engine.pages.blocks < blocks:
-            engine.reserve(blocks)
+            engine.reserve(atoms, blocks)
         is_last = atoms.stop == len(engine.program.atoms)
         batch, hidden = self._batch(load, blocks), None if atoms.start == 0 else self._hidden(load)
         rows = [SampleRow(SamplingParams(temperature=0.0), load.context)] * load.sampled if is_last else []

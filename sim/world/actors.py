@@ -64,10 +64,14 @@ class WorldEngine(ModelledEngine):
         self.checks.engine_used(self.worker, self)
         return facts
 
-    async def reserve(self, blocks: int) -> int:
+    async def reserve(self, atoms: range, blocks: int) -> int:
         """See `EnginePort`."""
         self._demand_memory()
-        reserved = await super().reserve(blocks)
+        try:
+            reserved = await super().reserve(atoms, blocks)
+        except OutOfMemoryError as error:
+            self.checks.asked_too_much(self.worker, str(error))
+            raise
         self.checks.engine_used(self.worker, self)
         return reserved
 

@@ -34,9 +34,9 @@ CHECKERS = {
     TOKENS: "each token that a client gets is the faultless history's, at the next index, with the right finish",
     ENDS: "every request ends within a bounded time, every change too, and the pipeline serves again",
     LEDGER: "the scheduler's books balance after every event, and the blocks of a step under way are its requests'",
-    MEMORY: "weights and pages of a worker fit its device",
+    MEMORY: "weights and pages of a worker fit its device, and it is asked for no more pages than it said would",
     CAUSE: "no pipeline is interrupted, no worker fails and no request is lost unless a fault of that severity was injected",
-    IDLE: "when all is quiet each worker holds its atoms and their pages, nobody else lives, and no block is held",
+    IDLE: "when all is quiet each worker holds its atoms and all blocks of their pages, nobody else lives, and no block is held",
     BUG: "no actor raises what it does not promise",
 }
 
@@ -126,6 +126,10 @@ class Checks:
             self.violated(
                 MEMORY, f"worker {worker} uses {engine.used_bytes()} bytes of {engine.speed.memory_bytes} that it has"
             )
+
+    def asked_too_much(self, worker: int, sentence: str) -> None:
+        """A worker has not the memory that its own facts spoke of."""
+        self.violated(MEMORY, f"worker {worker} was asked for more than it has: {sentence}")
 
     def worker_failed(self, name: str, sentence: str) -> None:
         """A worker ended itself."""

@@ -95,17 +95,20 @@ class WorkerHouse(TaskLauncher):
     def _make_world_engine(self) -> WorldEngine:
         return self._mutation.engine(self._outside.scenario.model, self._outside.scenario.speed)
 
-    def untidy(self, route: Route) -> str:
-        """Whether others live than the workers of ``route``, or one holds others than its atoms and their pages; "" if not."""
+    def untidy(self, route: Route, kv_blocks: int) -> str:
+        """What is not as it should be, "" where all is.
+
+        Only the workers of ``route`` live, and each holds its atoms and ``kv_blocks`` pages of each of their layers.
+        """
         if sorted(self.actors) != sorted(route.workers):
             return f"workers {sorted(self.actors)} live, the route has {sorted(route.workers)}"
         for stage in route.stages:
             engine = self.engines[stage.worker]
             if engine.resident != set(stage.atoms):
                 return f"worker {stage.worker} holds atoms {sorted(engine.resident)}, the route gives it {stage.atoms}"
-            layers = [atom // 2 for atom in stage.atoms if atom % 2 == 0]
-            if engine.layers != layers:
-                return f"worker {stage.worker} has pages of layers {engine.layers}, not of {layers}"
+            pages = {atom // 2: kv_blocks for atom in stage.atoms if atom % 2 == 0}
+            if engine.pages_held != pages:
+                return f"worker {stage.worker} has so many pages of its layers: {engine.pages_held}, not {pages}"
         return ""
 
 

@@ -17,24 +17,26 @@ from ...actors.change_machine import ChangeMachine, Milestone, Step
 from ...actors.coordinator_events import Instruction as CoordinatorInstruction
 from ...actors.coordinator_events import Start, TimerFired, WorkerSaid
 from ...actors.coordinator_machine import CoordinatorMachine
+from ...actors.engine_port import LoadProgressed
 from ...actors.event_log import EventLog
 from ...actors.layer_pages import LayerPages
-from ...actors.messages import Confirm, CopyTotals, Loaded, Open, Prepare, Prepared, Released, StepPlan, Switched
+from ...actors.messages import Abort, Confirm, CopyTotals, Loaded, Open, Prepare, Prepared, Released, StepPlan, Switched
 from ...actors.page_ledger import PageLedger
 from ...actors.scheduler_events import (
     Cancel,
+    LimitBlocks,
     PipelineUp,
     SendCut,
     SendStep,
 )
 from ...actors.scheduler_events import Instruction as SchedulerInstruction
 from ...actors.scheduler_machine import SchedulerLimits, SchedulerMachine
-from ...actors.stage_events import CutHandoff, EpochInstruction, Tell
+from ...actors.stage_events import CutHandoff, EpochInstruction, KeepOnly, Tell
 from ...actors.stage_events import Instruction as StageInstruction
 from ...actors.stage_machine import StageMachine
 from ...actors.step_plan import Sequence as PlannedSequence
 from ...actors.worker_epoch import Phase
-from ...runtime.interface import BLOCK_TOKENS
+from ...runtime.interface import BLOCK_TOKENS, EngineSpec, StageFacts
 from ...runtime.page_checksum import page_checksum
 from .actors import WorldEngine, WorldScheduler, WorldStage
 
@@ -134,6 +136,12 @@ class _DeliversTwice(SchedulerMachine):
             request.tokens.pop()
 
 
+class _TakesTheTooLarge(SchedulerMachine):
+    def _limit_blocks(self, event: LimitBlocks) -> Iterator[SchedulerInstruction]:
+        yield from super()._limit_blocks(event)
+        self._admission.promise(None)
+
+
 class _LeaksBlocks(SchedulerMachine):
     def _end(self, request: PlannedSequence) -> None:
         del self._running[request.id]
@@ -180,6 +188,12 @@ class LeakBlocks(_MutatedScheduler):
     machine_type = _LeaksBlocks
 
 
+class TakeTooLarge(_MutatedScheduler):
+    """Takes requests that the epoch in the making, whose blocks were counted, cannot hold."""
+
+    machine_type = _TakesTheTooLarge
+
+
 class ReuseTooSoon(_MutatedScheduler):
     """Frees the blocks of a cancelled request while a step that writes to them is under way."""
 
@@ -214,8 +228,8 @@ class SkipDelta(WorldStage):
 class DropTooMuch(WorldStage):
     """Lets go of the last atom that it is to keep."""
 
-    async def _keep_only(self, atoms: range) -> None:
-        await super()._keep_only(atoms[:-1])
+    async def _keep_only(self, atoms: range, blocks: int) -> None:
+        await super()._keep_only(atoms[:-1], blocks)
 
 
 class RunBeforePages(StageMachine):
@@ -247,6 +261,18 @@ class ConfirmEarly(StageMachine):
         return [Tell(Switched(event.epoch, self.worker, 0, CopyTotals()))]
 
 
+class ShrinkAtAbort(StageMachine):
+    """Lets go of the blocks that an epoch which comes to nothing would not have had."""
+
+    def _abort(self, event: Abort) -> list[StageInstruction]:
+        known = self._known(event.epoch)
+        blocks = known.kv_blocks if known is not None and known.prepared is not None else None
+        return [
+            KeepOnly(each.atoms, min(each.blocks, blocks)) if isinstance(each, KeepOnly) and blocks else each
+            for each in super()._abort(event)
+        ]
+
+
 class VoteEarly(StageMachine):
     """Votes before it has room and links."""
 
@@ -266,6 +292,16 @@ class LoseDirtyBit(PageLedger):
         self.version[rewritten] = before[rewritten]
 
 
+class MiscountPages(WorldEngine):
+    """Says of every layer that has pages that it has as many as the one with the most."""
+
+    async def load(self, spec: EngineSpec, atoms: range, progress: LoadProgressed) -> StageFacts:
+        """See `EnginePort`."""
+        facts = await super().load(spec, atoms, progress)
+        most = max(facts.blocks_held, default=0)
+        return msgspec.structs.replace(facts, blocks_held=tuple(held and most for held in facts.blocks_held))
+
+
 class IgnoreChecksum(WorldEngine):
     """Takes pages whatever their checksum."""
 
@@ -277,10 +313,10 @@ class IgnoreChecksum(WorldEngine):
 class ForgetWhenReserving(WorldEngine):
     """Loses what pages held when it makes room for another epoch."""
 
-    async def reserve(self, blocks: int) -> int:
+    async def reserve(self, atoms: range, blocks: int) -> int:
         """See `EnginePort`."""
         self._pages.clear()
-        return await super().reserve(blocks)
+        return await super().reserve(atoms, blocks)
 
 
 # --- the list --------------------------------------------------------------------------------------------------------
@@ -327,14 +363,17 @@ MUTATIONS = {
         Mutation("deliver-twice", scheduler=DeliverTwice),
         Mutation("leak-blocks", scheduler=LeakBlocks),
         Mutation("reuse-too-soon", scheduler=ReuseTooSoon),
+        Mutation("take-too-large", scheduler=TakeTooLarge),
         Mutation("admit-without-history", scheduler=AdmitWithoutHistory),
         Mutation("skip-delta", stage=SkipDelta),
         Mutation("drop-too-much", stage=DropTooMuch),
         Mutation("run-before-pages", stage_machine=RunBeforePages),
         Mutation("revive-epoch", stage_machine=ReviveEpoch),
         Mutation("confirm-early", stage_machine=ConfirmEarly),
+        Mutation("shrink-at-abort", stage_machine=ShrinkAtAbort),
         Mutation("vote-early", stage_machine=VoteEarly),
         Mutation("lose-dirty-bit", pages=LoseDirtyBit),
+        Mutation("miscount-pages", engine=MiscountPages),
         Mutation("ignore-checksum", engine=IgnoreChecksum),
         Mutation("forget-when-reserving", engine=ForgetWhenReserving),
     )

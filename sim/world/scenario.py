@@ -7,11 +7,12 @@ that a few hundred seeds cover all of them.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Final
 
-from ...runtime.interface import BLOCK_TOKENS, SamplingParams
+from ...runtime.interface import SamplingParams
 from ...transport.memory import Weather
 from ..modelled_engine import PAGE_BYTES, WEIGHT_BYTES, FaultlessHistory, ModelledModel, ModelledSpeed
 
@@ -58,6 +59,9 @@ _BEFORE = {"load": "plan", "copy": "load", "switch": "commit", "release": "switc
 _MODEL = ModelledModel(layers=4, vocabulary=400)
 CONTEXT_TOKENS = 64
 """Longest prompt and output together."""
+_PROMPTS = (1, 5, 17, 33, 40)
+_LONG_PROMPTS = (33, 40)
+"""Tokens."""
 _LIVE_STRATEGIES = ("precopy", "precopy", "precopy", "stop-copy", "recompute")
 
 
@@ -93,7 +97,10 @@ class Reshape:
 
 @dataclass(frozen=True, slots=True)
 class Visit:
-    """A client that asks for tokens and leaves after ``patience`` of them (None: stays to the end)."""
+    """A client that asks for tokens and leaves after ``patience`` of them (None: stays to the end).
+
+    It comes ``arrives_s`` after the world enters phase ``arrives_in``, or after the start where that is "".
+    """
 
     arrives_s: float
     prompt: tuple[int, ...]
@@ -101,6 +108,7 @@ class Visit:
     max_tokens: int
     stop_token_ids: tuple[int, ...]
     patience: int | None
+    arrives_in: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +145,11 @@ def draw(seed: int, kinds: Sequence[str]) -> Scenario:
         reshapes.append(_reshape(chance, len(reshapes[0].cuts) + 1, ()))
     visits = tuple(_visit(chance) for _ in range(chance.randint(2, 3)))
     blocks = chance.choice((8, 16, 32))
+    memory_bytes = _memory_bytes(chance, blocks, cuts, reshapes[0])
+    if memory_bytes < _ample_bytes(blocks):
+        # It asks for much between the count of blocks and the cut.
+        late = _visit(random.Random(f"late {seed}"), _LONG_PROMPTS)  # noqa: S311
+        visits = (*visits, replace(late, arrives_s=late.arrives_s / 40, arrives_in="copy"))
     return Scenario(
         seed=seed,
         model=_MODEL,
@@ -144,7 +157,7 @@ def draw(seed: int, kinds: Sequence[str]) -> Scenario:
             step_s=chance.choice((0.001, 0.003, 0.006)),
             load_s_per_atom=chance.choice((0.0005, 0.003)),
             page_s=chance.choice((0.0001, 0.001)),
-            memory_bytes=_memory_bytes(chance, blocks),
+            memory_bytes=memory_bytes,
         ),
         weather=Weather(0.0, chance.choice((0.0005, 0.002)), chance.choice((0.0, 0.0, 0.02)), 0.03),
         kv_blocks_max=blocks,
@@ -239,8 +252,8 @@ def _reshape(chance: random.Random, stages: int, aims: Sequence[Aim]) -> Reshape
     return Reshape(chance.choice((0.0, chance.uniform(0.0, 0.06))), cuts, keeps, strategy, chance.random() < 0.7)
 
 
-def _visit(chance: random.Random) -> Visit:
-    prompt = tuple(chance.randrange(_MODEL.vocabulary) for _ in range(chance.choice((1, 5, 17, 33, 40))))
+def _visit(chance: random.Random, prompts: Sequence[int] = _PROMPTS) -> Visit:
+    prompt = tuple(chance.randrange(_MODEL.vocabulary) for _ in range(chance.choice(prompts)))
     max_tokens = chance.randint(3, 14)
     params = SamplingParams(
         temperature=chance.choice((0.0, 0.8)),
@@ -256,11 +269,27 @@ def _visit(chance: random.Random) -> Visit:
     return Visit(chance.uniform(0.0, 0.08), prompt, params, max_tokens, stops, patience)
 
 
-def _memory_bytes(chance: random.Random, blocks: int) -> int:
-    """Mostly ample; now and then so little that a change has fewer blocks than before, or does not fit at all."""
-    layers = _MODEL.layers
-    ample = 2 * _MODEL.atoms * WEIGHT_BYTES + 2 * layers * blocks * PAGE_BYTES
-    if chance.random() < 0.75:
-        return ample
-    least = -(-CONTEXT_TOKENS // BLOCK_TOKENS)
-    return _MODEL.atoms * WEIGHT_BYTES + layers * PAGE_BYTES * chance.randint(least, blocks)
+def _memory_bytes(chance: random.Random, blocks: int, cuts: tuple[int, ...], change: Reshape) -> int:
+    """Mostly ample; now and then so little that the first change has fewer blocks than before, and a later one may not fit."""
+    if chance.random() < 0.65:
+        return _ample_bytes(blocks)
+    fewer = chance.choice((chance.randint(1, 4), chance.randint(1, blocks)))
+    old = dict(enumerate(_stages(cuts)))
+    needs = [_bytes_of(atoms, blocks) for atoms in old.values()]
+    for keep, atoms in zip(change.keeps, _stages(change.cuts), strict=True):
+        kept = old.get(keep, range(0))
+        needs.append(_bytes_of(kept, blocks) + _bytes_of(set(atoms) - set(kept), fewer))
+    return max(needs)
+
+
+def _ample_bytes(blocks: int) -> int:
+    return 2 * _bytes_of(range(_MODEL.atoms), blocks)
+
+
+def _stages(cuts: tuple[int, ...]) -> list[range]:
+    return [range(first, end) for first, end in pairwise((0, *cuts, _MODEL.atoms))]
+
+
+def _bytes_of(atoms: Collection[int], blocks: int) -> int:
+    """What atoms take, each with its pages where it owns some."""
+    return len(atoms) * WEIGHT_BYTES + sum(len(_MODEL.layers_of[atom]) for atom in atoms) * blocks * PAGE_BYTES

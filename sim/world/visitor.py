@@ -12,6 +12,8 @@ from .checks import TOKENS, Checks
 from .house import Daemon
 from .scenario import Scenario, Visit
 
+PHASE_S_MAX = 0.2
+"""A client that is to come in a phase waits so long for it, and then comes all the same."""
 RETRY_S = 0.05
 """A client that is told to come again comes again so soon."""
 
@@ -22,6 +24,10 @@ class Street(Protocol):
     scenario: Scenario
     checks: Checks
     daemon: Daemon | None
+
+    async def wait_for_phase(self, phase: str) -> None:
+        """Wait until the world is in a phase."""
+        ...
 
     def visit_ended(self, outcome: str) -> None:
         """This visitor is done."""
@@ -58,6 +64,8 @@ class Visitor:
 
     async def come(self) -> None:
         """Be served."""
+        with trio.move_on_after(PHASE_S_MAX):
+            await self._street.wait_for_phase(self._visit.arrives_in)
         await trio.sleep(self._visit.arrives_s)
         while not self.outcome:
             daemon = self._street.daemon

@@ -197,6 +197,10 @@ class World:
         self.visitors.append(visitor)
         nursery.start_soon(visitor.come)
 
+    async def wait_for_phase(self, phase: str) -> None:
+        """See `Street`."""
+        await self._wait_for(lambda: phase in ("", self.phase()))
+
     def visit_ended(self, outcome: str) -> None:
         """A visitor is done."""
         self._history.visits[outcome] += 1
@@ -272,7 +276,7 @@ class World:
         state = fold(self.journal.records)
         if state.committed is None or not state.released or state.committed.route != coordinator.machine.route:
             return f"the journal is not where the coordinator is: {state}"
-        return self._house.untidy(coordinator.machine.route)
+        return self._house.untidy(coordinator.machine.route, counts.kv_blocks)
 
     # --- what the faults ask for ---
 

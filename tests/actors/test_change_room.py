@@ -12,12 +12,12 @@ PAGE_BYTES = 10
 STATED = {"cpu:0": 1000, "cpu:1": 1000}
 
 
-def loaded(*free_bytes):
-    """Two stages of three layers each, which said how much memory they have left."""
+def loaded(*free_bytes, held=((0, 0, 0), (0, 0, 0))):
+    """Two stages of three layers each, which said how much memory they have left, and how many pages each layer has."""
     change = Change(Route(1, placements((6,), (0, 1))), "precopy", None)
     for worker, free in enumerate(free_bytes):
         layers = tuple(range(3 * worker, 3 * worker + 3))
-        facts = StageFacts(6, 3 * PAGE_BYTES, free, layers, (PAGE_BYTES,) * 3, "", "")
+        facts = StageFacts(6, 3 * PAGE_BYTES, free, layers, (PAGE_BYTES,) * 3, held[worker], "", "")
         change.answers[Loaded][worker] = Loaded(1, worker, facts)
     return change
 
@@ -30,6 +30,12 @@ def test_a_memory_that_was_stated_is_a_workers_own():
     assert blocks_of(loaded(600, 600), 100, STATED) == 20
     assert blocks_of(loaded(600, 300), 100, STATED) == 10
     assert blocks_of(loaded(600, 300), 100, {"cpu:0": 1000}) == 10
+
+
+def test_a_recovery_counts_the_pages_of_each_layer_that_an_interrupted_change_left_behind():
+    left = ((32, 12, 12), (12, 12, 12))
+    assert blocks_of(loaded(0, 0, held=left), 32, STATED) == 12
+    assert blocks_of(loaded(5 * 2 * PAGE_BYTES, 999, held=left), 32, STATED) == 17
 
 
 def test_a_worker_is_told_what_was_stated_for_its_device():

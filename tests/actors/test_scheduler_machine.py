@@ -122,7 +122,7 @@ class Harness:
 
     async def _fill(self, before, live, blocks):
         await self.engine.load(EngineSpec("", ""), range(MODEL.atoms), _ignore)
-        await self.engine.reserve(blocks)
+        await self.engine.reserve(range(MODEL.atoms), blocks)
         pages = [layer_pages(layer, live, page_bytes=PAGE_BYTES) for layer in before.layers if len(live)]
         data = memoryview(bytearray(size_of(pages)))
         checksum = await before.gather_pages(pages, data)

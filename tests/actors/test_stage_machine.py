@@ -3,6 +3,7 @@
 import copy
 import itertools
 
+import msgspec
 import pytest
 from flexpipe.actors.messages import (
     Abort,
@@ -48,7 +49,7 @@ from flexpipe.runtime.interface import BufferView, EngineSpec, StageFacts, Stage
 
 WORKER = 7
 SPEC = EngineSpec("folder", "program")
-FACTS = StageFacts(100, 10, 1000, (0, 1), (8, 8), "modelled", "modelled")
+FACTS = StageFacts(100, 10, 1000, (0, 1), (8, 8), (0, 0), "modelled", "modelled")
 OUTPUT = StageOutput()
 NOTHING = CopyTotals()
 
@@ -103,10 +104,10 @@ def test_an_epoch_is_loaded_opened_voted_for_cut_to_and_released():
     machine = StageMachine(WORKER)
     assert machine.handle(prepare()) == [StartLoading(prepare())]
     assert told(machine, WeightsLoaded(1, FACTS)) == [Loaded(1, WORKER, FACTS)]
-    assert machine.handle(opened()) == [OpenEpoch(opened(), 0)]
+    assert machine.handle(opened()) == [OpenEpoch(opened(), 0, range(3))]
     assert told(machine, EpochOpened(1, 64)) == [Prepared(1, WORKER, 64)]
     assert told(machine, cut(step=5)) == [Switched(1, WORKER, 5, NOTHING)]
-    assert machine.handle(Release(1)) == [CloseEpochs((1,)), KeepOnly(range(3))]
+    assert machine.handle(Release(1)) == [CloseEpochs((1,)), KeepOnly(range(3), 8)]
     assert told(machine, Dropped(12)) == [Released(1, WORKER, 12)]
     assert (machine.epoch, machine.atoms) == (1, range(3))
 
@@ -187,7 +188,7 @@ def test_no_step_of_an_epoch_starts_before_the_pages_that_it_needs_are_here():
 def test_a_worker_that_only_gives_away_opens_without_loading_and_then_serves_nothing():
     machine = serving()
     moves = (transfer(WORKER, 3),)
-    assert machine.handle(opened(2, transfers=moves)) == [OpenEpoch(opened(2, transfers=moves), -1)]
+    assert machine.handle(opened(2, transfers=moves)) == [OpenEpoch(opened(2, transfers=moves), -1, range(0))]
     assert told(machine, EpochOpened(2, 0)) == [Prepared(2, WORKER, 0)]
     assert machine.handle(cut(2, 9)) == [CutHandoff(cut(2, 9))]
     assert told(machine, PagesCrossed(2, NOTHING)) == [Switched(2, WORKER, 9, NOTHING)]
@@ -204,10 +205,37 @@ def test_activations_of_the_next_epoch_wait_for_its_cut():
 
 def test_an_abort_discards_what_was_made_and_the_old_epoch_serves_on():
     machine = prepared(serving(), epoch=2, atoms=(0, 5))
-    assert machine.handle(Abort(2, "why")) == [CloseEpochs((1,)), KeepOnly(range(3))]
+    assert machine.handle(Abort(2, "why")) == [CloseEpochs((1,)), KeepOnly(range(3), 8)]
     assert told(machine, Dropped(9)) == [Aborted(2, WORKER)]
     assert machine.handle(Abort(2, "why")) == [Tell(Aborted(2, WORKER))]
     assert machine.handle(plan(0)) == [RunStep(plan(0), range(3), None)]
+
+
+def test_an_abort_keeps_the_blocks_of_the_epoch_that_serves_and_a_release_those_of_the_new_one():
+    machine = serving()
+    fewer = msgspec.structs.replace(opened(2), kv_blocks=3)
+    told(machine, prepare(2), WeightsLoaded(2, FACTS), fewer)
+    assert machine.handle(Abort(2, "why")) == [CloseEpochs((1,)), KeepOnly(range(3), 8)]
+    fewer = msgspec.structs.replace(opened(3), kv_blocks=3)
+    told(machine, Dropped(0), prepare(3), WeightsLoaded(3, FACTS), fewer, EpochOpened(3, 24), cut(3))
+    assert machine.handle(Release(3)) == [CloseEpochs((3,)), KeepOnly(range(3), 3)]
+
+
+def test_nothing_is_loaded_while_something_is_let_go_of():
+    machine = serving()
+    told(machine, prepare(2), EpochFailed(2, "no memory"))
+    assert machine.handle(prepare(3)) == []
+    assert machine.handle(prepare(3)) == []
+    assert machine.handle(Dropped(9)) == [StartLoading(prepare(3))]
+    assert told(machine, WeightsLoaded(3, FACTS)) == [Loaded(3, WORKER, FACTS)]
+
+
+def test_a_load_that_waits_for_memory_is_given_up_with_its_epoch():
+    machine = serving()
+    told(machine, prepare(2), EpochFailed(2, "no memory"), prepare(3), Abort(3, "why"))
+    assert machine.handle(Dropped(9)) == []
+    assert machine.handle(Dropped(0)) == [Tell(Aborted(3, WORKER))]
+    assert machine.handle(prepare(4)) == [StartLoading(prepare(4))]
 
 
 def test_an_epoch_that_was_aborted_before_it_was_heard_of_is_not_prepared_afterwards():
@@ -233,7 +261,7 @@ def test_a_failure_before_the_cut_is_told_and_told_again_and_the_old_epoch_serve
     machine = serving()
     machine.handle(prepare(2, (0, 5)))
     failed = Tell(HandoffFailed(2, WORKER, "no memory"))
-    assert machine.handle(EpochFailed(2, "no memory")) == [CloseEpochs((1,)), KeepOnly(range(3)), failed]
+    assert machine.handle(EpochFailed(2, "no memory")) == [CloseEpochs((1,)), KeepOnly(range(3), 8), failed]
     machine.handle(Dropped(0))
     assert machine.handle(prepare(2, (0, 5))) == [failed]
     assert machine.handle(plan(0)) == [RunStep(plan(0), range(3), None)]
@@ -243,7 +271,7 @@ def test_weights_that_arrive_after_their_epoch_was_given_up_are_let_go():
     machine = serving()
     machine.handle(prepare(2))
     told(machine, Abort(2, "why"), Dropped(0))
-    assert machine.handle(WeightsLoaded(2, FACTS)) == [KeepOnly(range(3))]
+    assert machine.handle(WeightsLoaded(2, FACTS)) == [KeepOnly(range(3), 8)]
     assert machine.handle(Dropped(5)) == []
 
 

@@ -1,4 +1,4 @@
-"""How many KV blocks a pipeline has: what the tightest stage can hold, beside what it holds for the epoch before."""
+"""How many KV blocks a pipeline has: what the tightest stage can hold, beside the pages that it has already."""
 
 import pytest
 from flexpipe.policies.kv_room import NoRoomError, StageRoom, kv_blocks
@@ -8,22 +8,17 @@ from hypothesis import strategies as st
 rooms = st.builds(
     StageRoom,
     memory_free_bytes=st.integers(0, 60),
-    new_bytes_per_block=st.integers(0, 5),
-    held_bytes_per_block=st.integers(0, 5),
-    blocks_held=st.integers(0, 8),
+    layers=st.lists(st.tuples(st.integers(0, 5), st.integers(0, 8)), max_size=3).map(tuple),
     memory=st.sampled_from(["", "host"]),
 )
 
 
 def fits(stages, blocks):
-    """From the definition: every memory holds the new pages and what the old ones grow by."""
+    """From the definition: every memory holds what the pages of each layer grow by."""
     own = [[stage] for stage in stages if not stage.memory]
     shared = [stage for stage in stages if stage.memory]
     for group in [*own, *([shared] if shared else [])]:
-        needed = sum(
-            blocks * stage.new_bytes_per_block + max(0, blocks - stage.blocks_held) * stage.held_bytes_per_block
-            for stage in group
-        )
+        needed = sum((blocks - held) * size for stage in group for size, held in stage.layers if held < blocks)
         if needed > min(stage.memory_free_bytes for stage in group):
             return False
     return True
@@ -39,38 +34,45 @@ def test_it_is_the_largest_number_that_fits(stages, blocks_min, blocks_max):
         assert kv_blocks(stages, blocks_max, blocks_min) == most
 
 
+def new(free, page_bytes, memory=""):
+    """A stage of one layer without pages."""
+    return StageRoom(free, ((page_bytes, 0),), memory)
+
+
 def test_the_tightest_stage_decides():
-    assert kv_blocks([StageRoom(1000, 10), StageRoom(500, 10), StageRoom(900, 10)], blocks_max=200) == 50
+    assert kv_blocks([new(1000, 10), new(500, 10), new(900, 10)], blocks_max=200) == 50
 
 
 def test_no_more_than_is_useful():
-    assert kv_blocks([StageRoom(1000, 10)], blocks_max=7) == 7
+    assert kv_blocks([new(1000, 10)], blocks_max=7) == 7
 
 
 def test_a_stage_without_attention_does_not_bind():
-    assert kv_blocks([StageRoom(0, 0), StageRoom(100, 10)], blocks_max=99) == 10
+    assert kv_blocks([StageRoom(0, ()), new(100, 10)], blocks_max=99) == 10
 
 
 def test_pages_that_are_there_already_need_no_room_until_there_are_to_be_more():
-    assert kv_blocks([StageRoom(0, 0, held_bytes_per_block=10, blocks_held=40)], blocks_max=99) == 40
-    assert kv_blocks([StageRoom(95, 0, held_bytes_per_block=10, blocks_held=40)], blocks_max=99) == 49
+    assert kv_blocks([StageRoom(0, ((10, 40),))], blocks_max=99) == 40
+    assert kv_blocks([StageRoom(95, ((10, 40),))], blocks_max=99) == 49
 
 
-def test_a_worker_that_takes_layers_over_holds_the_old_pages_beside_the_new():
-    assert kv_blocks([StageRoom(100, 5, held_bytes_per_block=5, blocks_held=40)], blocks_max=99) == 20
-    assert kv_blocks([StageRoom(300, 5, held_bytes_per_block=5, blocks_held=40)], blocks_max=99) == 50
+def test_layers_that_have_fewer_pages_than_others_grow_first():
+    tight = StageRoom(0, ((10, 32), (10, 12), (10, 12)))
+    assert kv_blocks([tight], blocks_max=99) == 12
+    assert kv_blocks([StageRoom(100, tight.layers)], blocks_max=99) == 17
+    assert kv_blocks([StageRoom(430, tight.layers)], blocks_max=99) == 33
 
 
 def test_stages_on_one_host_share_its_memory():
-    assert kv_blocks([StageRoom(1000, 10, memory="host"), StageRoom(900, 20, memory="host")], blocks_max=99) == 30
+    assert kv_blocks([new(1000, 10, "host"), new(900, 20, "host")], blocks_max=99) == 30
 
 
 def test_too_little_room_names_the_stage_and_what_is_missing():
     with pytest.raises(
         NoRoomError, match=r"stage 1 has room for 0 KV blocks and needs 1: 1\.0 MiB are missing; use more"
     ):
-        kv_blocks([StageRoom(1 << 30, 1), StageRoom(0, 1 << 20)], blocks_max=5)
-    tight = StageRoom(1 << 20, 1 << 19, memory="host")
+        kv_blocks([new(1 << 30, 1), new(0, 1 << 20)], blocks_max=5)
+    tight = new(1 << 20, 1 << 19, "host")
     with pytest.raises(
         NoRoomError, match=r"stages 0, 1 have together room for 1 KV blocks and need 4: 3\.0 MiB are missing"
     ):

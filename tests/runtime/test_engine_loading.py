@@ -66,47 +66,74 @@ def one_token(token=5):
 def test_atoms_without_reserved_pages_do_not_run(saved):
     engine = LoweredStageEngine(spec_of(saved))
     load(engine, range(2))
-    engine.reserve(4)
+    engine.reserve(range(2), 4)
     load(engine, range(atoms_of(saved)))
     with pytest.raises(EngineError, match="it reserved 0"):
         engine.forward(range(atoms_of(saved)), one_token(), None)
     assert engine.forward(range(2), one_token(), None).shape[0] == 1
-    engine.reserve(4)
+    engine.reserve(range(atoms_of(saved)), 4)
     assert engine.forward(range(atoms_of(saved)), one_token(), None).shape[0] == 1
 
 
 def test_fewer_blocks_take_effect_when_the_old_route_is_dropped(saved):
     engine = load_stage(spec_of(saved), range(atoms_of(saved))).engine
-    engine.reserve(32)
+    engine.reserve(range(atoms_of(saved)), 32)
     last = np.array([31], np.int32)
     page = memoryview(bytearray(engine.pages.page_bytes(0)))
-    engine.reserve(8)
+    engine.reserve(range(atoms_of(saved)), 8)
     engine.gather_pages(0, last, page)
     before = engine.pages.layers[0].pages.data_ptr()
-    assert engine.drop(range(atoms_of(saved))) == 24 * engine.pages.bytes_per_block
+    assert engine.drop(range(atoms_of(saved)), 8) == 24 * engine.pages.bytes_per_block
     assert engine.pages.layers[0].pages.data_ptr() == before
     with pytest.raises(EngineError, match="among the 8"):
         engine.gather_pages(0, last, page)
 
 
+def test_an_epoch_of_fewer_blocks_that_comes_to_nothing_takes_none_from_the_one_that_serves(saved):
+    atoms = range(atoms_of(saved))
+    engine = load_stage(spec_of(saved), atoms).engine
+    engine.reserve(atoms, 32)
+    last = np.array([31], np.int32)
+    page = memoryview(bytearray(b"\1" * engine.pages.page_bytes(0)))
+    engine.scatter_pages(0, last, page)
+    engine.reserve(atoms, 8)
+    assert engine.drop(atoms, 32) == 0
+    kept = memoryview(bytearray(len(page)))
+    engine.gather_pages(0, last, kept)
+    assert kept == page
+
+
+def test_only_the_layers_of_an_epoch_grow_and_its_facts_say_what_each_holds(saved):
+    engine = LoweredStageEngine(spec_of(saved))
+    load(engine, range(3))
+    engine.reserve(range(3), 32)
+    before = {number: len(layer.pages) for number, layer in engine.pages.layers.items()}
+    facts = load(engine, range(atoms_of(saved)))
+    assert facts.blocks_held == tuple(before.get(layer, 0) for layer in facts.layers)
+    engine.reserve(range(3, atoms_of(saved)), 40)
+    after = {number: len(layer.pages) for number, layer in engine.pages.layers.items()}
+    assert {number: after[number] for number in before} == before
+    assert {after[number] for number in set(after) - set(before)} == {40}
+
+
 def test_what_is_dropped_is_freed_at_once(saved):
     engine = load_stage(spec_of(saved), range(atoms_of(saved))).engine
-    engine.reserve(4)
+    engine.reserve(range(atoms_of(saved)), 4)
     engine.forward(range(atoms_of(saved)), one_token(), None)
     _, atoms = engine.resident.run_of(range(3, atoms_of(saved)))
     watched = [weakref.ref(layer.pages) for atom in atoms for layer in atom.layers]
     watched += [weakref.ref(weight) for atom in atoms for weight in atom.weights if isinstance(weight, torch.Tensor)]
     del atoms
-    assert engine.drop(range(3)) > 0
+    assert engine.drop(range(3), 4) > 0
     assert len(watched) > 2
     assert [watch() for watch in watched] == [None] * len(watched)
 
 
 def test_room_grows_where_the_pages_are(saved):
     engine = load_stage(spec_of(saved), range(atoms_of(saved))).engine
-    engine.reserve(2)
+    engine.reserve(range(atoms_of(saved)), 2)
     before = [layer.pages.data_ptr() for layer in engine.pages.layers.values()]
-    engine.reserve(5000)
+    engine.reserve(range(atoms_of(saved)), 5000)
     assert [layer.pages.data_ptr() for layer in engine.pages.layers.values()] == before
 
 
@@ -133,9 +160,9 @@ def test_a_stated_memory_holds_weights_and_pages_and_no_more(saved, warm):
     assert facts.memory_free_bytes <= room
     blocks = facts.memory_free_bytes // facts.kv_bytes_per_block
     with pytest.raises(OutOfMemoryError, match="cpu:3 has"):
-        engine.reserve(blocks + 1)
-    engine.reserve(blocks)
-    engine.drop(range(0))
+        engine.reserve(atoms, blocks + 1)
+    engine.reserve(atoms, blocks)
+    engine.drop(range(0), 0)
     assert load(engine, atoms).memory_free_bytes == facts.memory_free_bytes
 
 
@@ -176,12 +203,12 @@ def test_weights_that_changed_while_they_were_served_are_refused(saved):
 def test_another_checkpoint_never_gets_the_shared_copy_of_the_first(saved, warm):
     first = LoweredStageEngine(spec_of(saved, warm_folder=str(warm)))
     load(first, range(1))
-    first.reserve(1)
+    first.reserve(range(1), 1)
     tensors = {name: tensor + 1 for name, tensor in load_file(saved / "model.safetensors").items()}
     save_file(tensors, saved / "model.safetensors", metadata={"format": "pt"})
     second = LoweredStageEngine(spec_of(saved, warm_folder=str(warm)))
     assert load(second, range(1)).weights.warm_bytes == 0
-    second.reserve(1)
+    second.reserve(range(1), 1)
     difference = second.forward(range(1), one_token(), None) - first.forward(range(1), one_token(), None)
     assert torch.allclose(difference, torch.ones(()), atol=1e-4)
 
@@ -205,7 +232,7 @@ def test_a_damaged_shared_copy_is_never_used(saved, warm, damage):
         file.write_bytes(content)
     engine = LoweredStageEngine(spec)
     assert load(engine, atoms).weights.warm_bytes == 0
-    engine.reserve(1)
+    engine.reserve(atoms, 1)
     assert torch.equal(engine.forward(atoms, one_token(), None), expected)
     assert load(LoweredStageEngine(spec), atoms).weights.disk_bytes == 0
 
@@ -213,7 +240,7 @@ def test_a_damaged_shared_copy_is_never_used(saved, warm, damage):
 def _logits(spec, atoms):
     engine = LoweredStageEngine(spec)
     load(engine, atoms)
-    engine.reserve(1)
+    engine.reserve(atoms, 1)
     return engine.forward(atoms, one_token(), None)
 
 
@@ -226,7 +253,7 @@ def test_a_shared_copy_outlives_its_worker_and_is_left_whole(saved, warm):
     load(engine, range(atoms_of(saved)))
     for file in warm.iterdir():
         file.unlink()  # what is mapped stays
-    engine.reserve(1)
+    engine.reserve(range(atoms_of(saved)), 1)
     assert torch.equal(
         engine.forward(range(atoms_of(saved)), one_token(), None), _logits(spec_of(saved), range(atoms_of(saved)))
     )
@@ -252,12 +279,12 @@ def test_two_epochs_of_one_worker_give_the_logits_of_two_workers(saved):
     end = atoms_of(saved)
     shared = load_stage(spec_of(saved), range(4))
     shared.engine.load(range(2, end), lambda _done, _total: None)
-    shared.engine.reserve(16)
+    shared.engine.reserve(range(end), 16)
     old, new = Stage(shared.engine, range(4)), Stage(shared.engine, range(2, end))
     rest_of_old, start_of_new = load_stage(spec_of(saved), range(4, end)), load_stage(spec_of(saved), range(2))
     whole = load_stage(spec_of(saved), range(end))
     for stage in (rest_of_old, start_of_new, whole):
-        stage.engine.reserve(16)
+        stage.engine.reserve(stage.atoms, 16)
     results = []
     for stages in ([old, rest_of_old], [start_of_new, new], [whole]):
         request, source = Request(list(range(3, 33))), BlockSource(16, 1)

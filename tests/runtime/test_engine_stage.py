@@ -143,7 +143,7 @@ def test_resizing_the_pages_keeps_what_is_in_them(llama):
     feed(stages, [(straight, 40)], source)
     resized, source = Request(prompt), BlockSource(4, 3)
     feed(stages, [(resized, 20)], source)
-    stages[0].engine.reserve(9)
+    stages[0].engine.reserve(stages[0].atoms, 9)
     feed(stages, [(resized, 20)], source)
     assert torch.equal(torch.stack(straight.logits), torch.stack(resized.logits))
 
@@ -196,7 +196,7 @@ def test_one_engine_runs_the_atoms_of_two_epochs_and_takes_more_between_steps(ll
     facts = left.engine.load(range(atoms), lambda _done, _total: None)
     assert facts.weights.kept_bytes > 0
     assert facts.weights.disk_bytes > 0
-    left.engine.reserve(64)
+    left.engine.reserve(range(atoms), 64)
     for layer in right.pages.layers:
         if layer not in range(1):
             blocks = np.array(feed_rest.blocks, np.int32)
@@ -215,12 +215,12 @@ def test_dropped_atoms_are_gone_with_their_pages_and_come_back_from_the_checkpoi
     stage = whole(llama)[0]
     logits = stage.forward(one_token_batch(), None)
     layers = set(stage.pages.layers)
-    assert stage.engine.drop(range(3)) > 0
+    assert stage.engine.drop(range(3), 64) > 0
     assert set(stage.pages.layers) < layers
     with pytest.raises(EngineError, match="were not loaded"):
         stage.forward(one_token_batch(), None)
     stage.engine.load(range(atoms), lambda _done, _total: None)
-    stage.engine.reserve(64)
+    stage.engine.reserve(range(atoms), 64)
     assert torch.equal(stage.forward(one_token_batch(), None), logits)
 
 
@@ -244,7 +244,7 @@ def test_the_shared_copy_gives_the_same_bits_as_the_checkpoint(llama, tmp_path):
     for warm_folder in ("", str(tmp_path), str(tmp_path)):
         engine = LoweredStageEngine(EngineSpec(str(folder), str(program_file), warm_folder=warm_folder))
         facts = engine.load(atoms, lambda _done, _total: None)
-        engine.reserve(8)
+        engine.reserve(atoms, 8)
         results.append((facts.weights, engine.forward(atoms, one_token_batch(), None)))
     (cold, expected), (first, written), (second, mapped) = results
     assert cold.warm_bytes == first.warm_bytes == second.disk_bytes == 0
@@ -272,11 +272,11 @@ def test_without_room_for_the_shared_copy_weights_serve_from_where_they_are(llam
 
 
 def test_more_pages_than_memory_is_an_error_by_name(llama, monkeypatch):
-    engine = whole(llama, blocks=4)[0].engine
+    (stage,) = whole(llama, blocks=4)
     monkeypatch.setattr(device_memory, "free_bytes", lambda _device: 1 << 20)
     with pytest.raises(OutOfMemoryError, match="KV blocks"):
-        engine.reserve(1 << 20)
-    assert engine.pages.blocks == 4
+        stage.engine.reserve(stage.atoms, 1 << 20)
+    assert stage.engine.pages.blocks == 4
 
 
 def test_sampling_through_the_stage_gives_its_rows_tokens(llama):

@@ -49,7 +49,7 @@ async def loaded(spec, atoms):
 
 async def test_steps_go_on_while_more_atoms_are_loaded(spec):
     engine, _ = await loaded(spec, range(3))
-    await engine.reserve(4)
+    await engine.reserve(range(3), 4)
     expected = bytes((await engine.run(range(3), one_token(), None, ())).hidden.data)
     facts = []
 
@@ -66,16 +66,16 @@ async def test_steps_go_on_while_more_atoms_are_loaded(spec):
 
 async def test_reserve_says_what_all_pages_may_take(spec):
     engine, facts = await loaded(spec, range(atoms_of(spec)))
-    assert await engine.reserve(7) == 7 * sum(facts.page_bytes)
-    assert await engine.drop(range(2)) > 0
-    assert await engine.reserve(7) < 7 * sum(facts.page_bytes)
+    assert await engine.reserve(range(atoms_of(spec)), 7) == 7 * sum(facts.page_bytes)
+    assert await engine.drop(range(2), 7) > 0
+    assert await engine.reserve(range(2), 7) < 7 * sum(facts.page_bytes)
 
 
 async def test_pages_move_with_a_checksum_that_both_ends_compute(spec):
     donor, facts = await loaded(spec, range(atoms_of(spec)))
     acquirer, _ = await loaded(spec, range(atoms_of(spec)))
-    await donor.reserve(4)
-    await acquirer.reserve(4)
+    await donor.reserve(range(atoms_of(spec)), 4)
+    await acquirer.reserve(range(atoms_of(spec)), 4)
     await donor.run(range(3), one_token(), None, ())
     size = facts.page_bytes[0]
     data, pages = memoryview(bytearray(size)), [layer_pages(0, [0], page_bytes=size)]
@@ -90,7 +90,7 @@ async def test_pages_move_with_a_checksum_that_both_ends_compute(spec):
 
 async def test_pages_with_a_wrong_checksum_change_nothing(spec):
     engine, facts = await loaded(spec, range(atoms_of(spec)))
-    await engine.reserve(4)
+    await engine.reserve(range(atoms_of(spec)), 4)
     pages = [layer_pages(0, [2], page_bytes=facts.page_bytes[0])]
     before, page = (memoryview(bytearray(facts.page_bytes[0])) for _ in range(2))
     await engine.gather_pages(pages, before)
@@ -103,7 +103,7 @@ async def test_pages_with_a_wrong_checksum_change_nothing(spec):
 
 async def test_errors_of_the_engine_arrive_and_leave_it_usable(spec):
     engine, _ = await loaded(spec, range(3))
-    await engine.reserve(4)
+    await engine.reserve(range(3), 4)
     with pytest.raises(EngineError, match="were not loaded"):
         await engine.run(range(4), one_token(), None, ())
     with pytest.raises(EngineError, match="layer 99"):
@@ -115,7 +115,7 @@ async def test_errors_of_the_engine_arrive_and_leave_it_usable(spec):
 
 async def test_before_its_first_load_a_worker_has_nothing_to_drop():
     engine = EngineThread(LoweredStageEngine)
-    assert await engine.drop(range(3)) == 0
+    assert await engine.drop(range(3), 0) == 0
     assert engine.peak_rss_bytes() > 0
 
 
@@ -131,7 +131,7 @@ class GatedEngine:
         progress(1, 2)
         self.stepped.wait()
         progress(2, 2)
-        return StageFacts(0, 0, 0, (), (), "", "")
+        return StageFacts(0, 0, 0, (), (), (), "", "")
 
     def run(self, *_arguments):
         self.threads["run"] = threading.get_ident()

@@ -83,7 +83,7 @@ def load_stages(folder: Path, program_file: Path, cuts: list[int], blocks: int =
     stages = []
     for first, end in itertools.pairwise(cuts):
         stage = load_stage(EngineSpec(str(folder), str(program_file), **options), range(first, end))
-        stage.engine.reserve(blocks)
+        stage.engine.reserve(stage.atoms, blocks)
         stages.append(stage)
     return stages
 

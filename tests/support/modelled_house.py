@@ -268,6 +268,7 @@ def facts(first, end, free=FREE_BYTES):
         memory_free_bytes=free,
         layers=layers,
         page_bytes=(128,) * len(layers),
+        blocks_held=(0,) * len(layers),
         page_layout="modelled",
         backend="modelled",
     )
