@@ -156,8 +156,8 @@ class ChangeMachine:
         precopy = change.strategy == "precopy"
         change.opens = open_messages(change, moves, event.live, self._link_address, precopy=precopy)
         change.preempted = event.beyond
-        limit: list[Instruction] = [LimitBlocks(change.kv_blocks)] if event.beyond and change.base else []
-        return Step([*limit, *self.enter("requests fit")])
+        # At once: a request that comes now is to fit too.
+        return Step([LimitBlocks(change.kv_blocks), *self.enter("requests fit")])
 
     def resend(self) -> list[Instruction]:
         """Ask those again who have not answered."""
@@ -178,8 +178,7 @@ class ChangeMachine:
         return SwitchOver(change.route, change.leaving, change.kv_blocks, change.strategy == "recompute")
 
     def resume(self) -> list[Instruction]:
-        """Go on at the cut, in the place of a coordinator that ended after its decision: ask who is past it."""
-        self.change.phase = ChangePhase.SWITCHING
+        """Go on in the place of a coordinator that ended: ask who is past the cut, or who gave the plan up."""
         return [self._told(), *self.resend()]
 
     def cross(self) -> list[Instruction]:

@@ -79,12 +79,13 @@ class Start:
     """Bring the pipeline up, or go on where a coordinator before this one ended.
 
     ``journal`` is what that one wrote down, ``alive`` the workers that live, ``scheduler_epoch`` the epoch that steps are planned
-    for (-1: none).
+    for (-1: none); ``leaving`` live too, but were told to go.
     """
 
     journal: JournalState
     alive: tuple[int, ...]
     scheduler_epoch: int
+    leaving: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +203,7 @@ class AskRoom:
 
 @dataclass(frozen=True, slots=True)
 class LimitBlocks:
-    """Let the scheduler hand out no block from ``blocks`` on; None lifts the limit."""
+    """Tell the scheduler that an epoch of ``blocks`` blocks is being made, so that it counts on no more; None: it will not be."""
 
     blocks: int | None
 

@@ -50,7 +50,7 @@ from .coordinator_events import (
 from .journal import Committed, JournalRecord
 from .messages import Abort, HandoffFailed, Loaded, StageFailed
 from .pipeline_spec import CoordinatorLimits, PipelineSpec
-from .refactor import RefactorRefusedError
+from .refactor import BusyRefusedError, RefactorRefusedError
 from .roster import Roster
 from .route import STRATEGIES, Route, RouteError, StagePlacement
 from .takeover import ask_facts, forget_undecided, take_over
@@ -98,17 +98,13 @@ class CoordinatorMachine:
         return self._making.change if self._making is not None else None
 
     def check_changeable(self) -> None:
-        """Raise `RefactorRefusedError` unless a change may begin now."""
+        """Raise `RefactorRefusedError` unless a change may begin now, `BusyRefusedError` where it may soon."""
         if self.state is not PipelineState.SERVING:
             raise RefactorRefusedError(f"the pipeline cannot be changed now: {self.reason or self.state.value}")
         if self.change is not None:
-            raise RefactorRefusedError(
-                f"the change to epoch {self.change.epoch} is still under way; try again when it is done"
-            )
+            raise BusyRefusedError.under_way(f"the change to epoch {self.change.epoch}")
         if any(worker not in self.roster.facts for worker in self.route.workers):
-            raise RefactorRefusedError(
-                "the coordinator has just started and asks the workers what they hold; try again"
-            )
+            raise BusyRefusedError("the coordinator has just started and asks the workers what they hold; try again")
 
     # --- start, and taking over from a coordinator that ended ---
 
@@ -117,7 +113,7 @@ class CoordinatorMachine:
             raise CoordinatorError(f"start came while the pipeline was {self.state.value}")
         self.reason = "the pipeline is starting"
         self.highest_epoch = event.journal.highest_epoch
-        self.roster.inherit(event.alive, event.journal.next_worker)
+        self.roster.inherit(event.alive, event.leaving, event.journal.next_worker)
         if event.alive and event.journal.committed is not None:
             return [*forget_undecided(event), *self._take_over(event, event.journal.committed)]
         strays = self.roster.retire(event.alive, kill=True, reason="no epoch that was decided needs this worker")
@@ -136,8 +132,10 @@ class CoordinatorMachine:
         if found.unfinished is None:
             return asking
         making = self._make(found.unfinished)
-        timers = [self._after("resend", self.limits.resend_s), self._after("switch", self.limits.switch_s_max)]
-        return [*asking, making.cut_over(), *timers, *making.resume()]
+        asking.append(self._after("resend", self.limits.resend_s))
+        if making.change.phase is ChangePhase.SWITCHING:
+            asking += [making.cut_over(), self._after("switch", self.limits.switch_s_max)]
+        return [*asking, *making.resume()]
 
     def _refactor(self, event: Refactor) -> list[Instruction]:
         self.check_changeable()
@@ -271,8 +269,7 @@ class CoordinatorMachine:
         retired = self.roster.retire(newcomers, kill=True, reason=f"epoch {change.epoch} was aborted")
         change.gone.update(newcomers)
         record = WriteJournal(JournalRecord("aborted", change.epoch, reason=sentence))
-        lifted: list[Instruction] = [LimitBlocks(None)] if change.preempted else []
-        return [*retired, record, *lifted, *making.enter("failure")]
+        return [*retired, record, LimitBlocks(None), *making.enter("failure")]
 
     def _recover(self, sentence: str, *, hopeless: bool = False) -> list[Instruction]:
         """The pipeline is broken: keep the requests, and bring its route up again after a pause."""
@@ -345,7 +342,9 @@ class CoordinatorMachine:
         return []
 
     def _after(self, timer: str, after_s: float) -> SetTimer:
-        return SetTimer(timer, self.highest_epoch, after_s)
+        """A timer of the change that is being made."""
+        assert self.change is not None
+        return SetTimer(timer, self.change.epoch, after_s)
 
     def _timer(self, event: TimerFired) -> list[Instruction]:
         making = self._making

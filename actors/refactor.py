@@ -7,7 +7,7 @@ never know how a plan is made or carried out.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from typing import Literal, Protocol
+from typing import Literal, Protocol, Self
 
 import msgspec
 
@@ -110,6 +110,15 @@ RefactorEvent = RefactorProgress | RefactorReport | RefactorFailed
 
 class RefactorRefusedError(Exception):
     """The request cannot be carried out; nothing was changed. The sentence says what to do instead."""
+
+
+class BusyRefusedError(RefactorRefusedError):
+    """Not now; in a moment perhaps."""
+
+    @classmethod
+    def under_way(cls, what: str) -> Self:
+        """``what`` has to end first."""
+        return cls(f"{what} is still under way; try again when it is done")
 
 
 class SameShapeRefusedError(RefactorRefusedError):

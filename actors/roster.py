@@ -27,9 +27,10 @@ class Roster:
     def __contains__(self, worker: int) -> bool:
         return worker in self.is_up
 
-    def inherit(self, alive: Iterable[int], next_worker: int) -> None:
+    def inherit(self, alive: Iterable[int], leaving: Iterable[int], next_worker: int) -> None:
         """Take over the workers of a coordinator that ended; no number below ``next_worker`` is used again."""
         self.is_up = dict.fromkeys(alive, True)
+        self.leaving = set(leaving)
         self.next_worker = max(next_worker, max(self.is_up, default=-1) + 1)
 
     def spawn(self, stages: Iterable[StagePlacement]) -> list[Instruction]:

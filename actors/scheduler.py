@@ -199,7 +199,7 @@ class Scheduler:
         self._handle(PipelineDown(kind, sentence))
 
     def limit_blocks(self, blocks: int | None) -> None:
-        """Hand out no block from ``blocks`` on; None lifts the limit."""
+        """Count on no block from ``blocks`` on, and take no request that needs more; None lifts the limit."""
         self._handle(LimitBlocks(blocks))
 
     def room(self, blocks: int) -> tuple[bytes, int, int]:

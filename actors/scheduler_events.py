@@ -60,7 +60,10 @@ class PipelineSwitch:
 
 @dataclass(frozen=True, slots=True)
 class LimitBlocks:
-    """Hand out no block id from ``blocks`` on, and begin anew the requests that hold one; None lifts the limit."""
+    """An epoch of ``blocks`` blocks is being made; None: it will not be.
+
+    No id from there on is handed out, the requests that hold one are begun anew, and none is taken that would need more.
+    """
 
     blocks: int | None
 

@@ -10,7 +10,8 @@ Rules:
  6. An epoch begins with a cut among the plans: every step before it is of earlier epochs, every one after it of this one.
     Requests cross a cut with their blocks; where KV does not cross (a broken pipeline, a change that says so), they are
     prefilled again. Either way the last stage is told of their sampling anew.
- 7. A cut to fewer blocks waits until no request holds one that will not be there; their holders are preempted.
+ 7. A cut to fewer blocks waits until no request holds one that will not be there; their holders are preempted. From when its
+    blocks are counted no request is taken that would not fit them.
  8. Nothing here reads a clock, a socket or a random number: events in, instructions out.
 
 A request's state is where it is: in ``_waiting`` (no blocks) or in ``_running`` (blocks held); both keep arrival order.
@@ -26,8 +27,9 @@ from dataclasses import dataclass, field
 
 from ..policies.batching import BatchLimits, Candidate, Share, choose_batch
 from ..runtime.interface import BLOCK_TOKENS
+from .admission import Admission
 from .block_ledger import BlockLedger
-from .generation import FailureKind, Finish, GenerationRequest, TokenEvent
+from .generation import Finish, TokenEvent
 from .messages import Cut, StepPlan
 from .scheduler_events import (
     Cancel,
@@ -88,7 +90,7 @@ class SchedulerMachine:
         self._down: PipelineDown | PipelineInterrupted = PipelineDown("not_ready", "the pipeline is starting")
         self._switch: PipelineSwitch | None = None  # one that cannot happen yet
         self._ledger = BlockLedger(0)
-        self._context_tokens = 0
+        self._admission = Admission(limits.queue_requests_max)
         self._retired: list[int] = []
         self._next_step = 0
         self._preemptions = 0
@@ -126,7 +128,7 @@ class SchedulerMachine:
     @property
     def context_tokens(self) -> int:
         """Longest prompt + output that one request may have: the model's context, or what fits all KV blocks."""
-        return self._context_tokens
+        return self._admission.context_tokens
 
     def held_blocks(self) -> bytes:
         """A bit per block, little-endian: those that requests hold now."""
@@ -156,26 +158,13 @@ class SchedulerMachine:
     def _submit(self, event: Submit) -> Iterator[Instruction]:
         if event.request in self._waiting or event.request in self._running:
             raise SchedulerError(f"request {event.request} was submitted twice")
-        refusal = self._refusal(event.spec, is_new=event.outputs is None)
+        is_new = event.outputs is None  # or it waited in another scheduler already
+        down = self._down if self._pipeline is None and isinstance(self._down, PipelineDown) else None
+        refusal = self._admission.refusal(event.spec, waiting=len(self._waiting) if is_new else 0, down=down)
         if refusal is None:
             self._waiting[event.request] = Sequence(event.request, event.spec, event.tokens)
         else:
             yield Fail(event.request, *refusal)
-
-    def _refusal(self, spec: GenerationRequest, *, is_new: bool) -> tuple[FailureKind, str] | None:
-        """Why ``spec`` cannot be taken now, or None. A broken pipeline takes requests: they wait for it."""
-        if self._pipeline is None and isinstance(self._down, PipelineDown):
-            kind: FailureKind = "shutting_down" if self._down.kind == "shutting_down" else "not_ready"
-            return kind, self._down.sentence
-        total = len(spec.prompt) + spec.max_tokens
-        if total > self.context_tokens:
-            return "too_long", (
-                f"prompt ({len(spec.prompt)} tokens) and max_tokens ({spec.max_tokens}) come to {total} tokens; "
-                f"this server holds {self.context_tokens}"
-            )
-        if is_new and len(self._waiting) >= self.limits.queue_requests_max:
-            return "overloaded", f"{len(self._waiting)} requests are waiting already; try again in a moment"
-        return None
 
     def _cancel(self, event: Cancel) -> Iterator[Instruction]:
         if (waiting := self._waiting.pop(event.request, None)) is not None:
@@ -203,8 +192,9 @@ class SchedulerMachine:
         yield from ()
 
     def _limit_blocks(self, event: LimitBlocks) -> Iterator[Instruction]:
-        if self._pipeline is not None:
-            self._ledger.limit(self._ledger.capacity if event.blocks is None else event.blocks)
+        capacity = self._ledger.capacity
+        self._admission.promise(event.blocks)
+        self._ledger.limit(capacity if event.blocks is None else min(event.blocks, capacity))
         yield from ()
 
     def _cross(self) -> Iterator[Instruction]:
@@ -229,7 +219,7 @@ class SchedulerMachine:
         """The epoch whose steps are planned from now on."""
         self._pipeline = up
         self._switch = None
-        self._context_tokens = min(up.context_tokens, up.kv_blocks * BLOCK_TOKENS)
+        self._admission.begin(up.context_tokens, up.kv_blocks)
         self._retired.clear()
         for request in (*self._running.values(), *self._waiting.values()):
             request.sampling_admitted = False
@@ -254,6 +244,7 @@ class SchedulerMachine:
                 self._end(request)
         self._begin_anew()
         self._ledger = BlockLedger(0)
+        self._admission.promise(None)
         yield from ()
 
     def _pipeline_down(self, event: PipelineDown) -> Iterator[Instruction]:

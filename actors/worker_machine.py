@@ -135,6 +135,16 @@ class WorkerMachine:
         self._limits = limits
         self._reported_gone = False
 
+    @property
+    def stays(self) -> bool:
+        """Whether somebody may count on it."""
+        return self.state in (WorkerState.SPAWNED, WorkerState.UP)
+
+    @property
+    def is_leaving(self) -> bool:
+        """Whether it was told to leave, and its end has not been reported."""
+        return not self.stays and not self._reported_gone
+
     def handle(self, event: Event) -> list[Instruction]:
         """Apply one event. What comes after the end changes nothing."""
         if self.state is WorkerState.GONE:

@@ -179,8 +179,12 @@ class WorkerPool:
         return tuple(hold.link for hold in holds if hold is not None and hold.link is not None)
 
     def alive(self) -> tuple[int, ...]:
-        """The workers whose processes have not ended."""
-        return tuple(self._workers)
+        """The workers that live and were not told to leave."""
+        return tuple(worker for worker, hold in self._workers.items() if hold.machine.stays)
+
+    def leaving(self) -> tuple[int, ...]:
+        """The workers that were told to leave and whose end was not reported yet."""
+        return tuple(worker for worker, hold in self._workers.items() if hold.machine.is_leaving)
 
     def devices(self) -> dict[int, str]:
         """Where each of them runs."""

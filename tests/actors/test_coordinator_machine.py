@@ -4,7 +4,7 @@ import flexpipe.actors.coordinator_events as c
 import pytest
 from flexpipe.actors.change import ChangePhase
 from flexpipe.actors.coordinator_events import CoordinatorError, PipelineState
-from flexpipe.actors.messages import HandoffFailed, Loaded, Open, Prepare, StageFailed
+from flexpipe.actors.messages import Abort, HandoffFailed, Loaded, Open, Prepare, StageFailed
 from flexpipe.actors.pipeline_spec import CoordinatorLimits
 from flexpipe.actors.refactor import RefactorRefusedError
 from flexpipe.runtime.interface import EngineSpec
@@ -332,6 +332,24 @@ def test_a_plan_without_a_decision_is_taken_back_by_the_next_coordinator(phase):
     check_serving(house, 3, (BOTH, 3))
 
 
+def test_the_abort_of_a_plan_that_a_dead_coordinator_left_is_told_until_it_is_answered():
+    house = changing(ChangePhase.OPENING)
+    house.restart()
+    house.start()
+    for told in house.inbox.values():
+        told.clear()  # every Abort gets lost
+    house.settle()
+    assert house.machine.change.phase is ChangePhase.ABORTING
+    with pytest.raises(RefactorRefusedError, match="epoch 2 is still under way"):
+        house.refactor((4,), (BOTH, 3))
+    house.fire("resend")
+    told = {w: [m.epoch for m in inbox if isinstance(m, Abort)] for w, inbox in house.inbox.items() if inbox}
+    assert told == {BOTH: [2], OLD_ONLY: [2]}
+    house.settle()
+    assert house.ended[2].reason == "aborted"
+    check_serving(house, 1, (0, 1))
+
+
 @pytest.mark.parametrize("told", [False, True], ids=["before", "after"])
 def test_a_decision_is_driven_to_its_end_by_a_coordinator_that_starts_before_or_after_the_scheduler_was_told(told):
     house = changing(ChangePhase.SWITCHING if told else ChangePhase.COMMITTING)
@@ -349,6 +367,17 @@ def test_a_release_is_finished_by_the_next_coordinator(phase):
     house.restart()
     house.start()
     house.settle()
+    check_serving(house, 2, (BOTH, NEW_ONLY))
+
+
+def test_a_worker_that_was_let_go_before_the_coordinator_ended_is_not_missed_by_the_next_one():
+    house = changing(ChangePhase.RELEASING)
+    assert house.going == [OLD_ONLY]
+    house.restart()
+    house.start()
+    house.kill(OLD_ONLY)  # as it was told to
+    house.settle()
+    assert not any(isinstance(done, c.Interrupt) for done in house.done)
     check_serving(house, 2, (BOTH, NEW_ONLY))
 
 
@@ -513,13 +542,22 @@ def test_with_leave_to_preempt_blocks_are_limited_and_the_number_is_told():
     check_serving(house, 2, (BOTH, NEW_ONLY))
 
 
-def test_a_limit_is_lifted_where_the_change_is_aborted():
+@pytest.mark.parametrize("beyond", [0, 2])
+def test_the_scheduler_counts_on_the_blocks_of_an_epoch_from_the_room_check_until_it_is_aborted(beyond):
     house = House().served()
-    house.room = (2, 10)
+    house.room = (beyond, 10)
+    house.done.clear()
     house.refactor((4,), (BOTH, NEW_ONLY), allow_preempt=True)
-    house.advance_to(ChangePhase.OPENING)
+    house.advance_to(ChangePhase.ROOM)
+    assert house.know_room()[0] == c.LimitBlocks(64)
     house.kill(NEW_ONLY)
     assert house.done.index(c.LimitBlocks(64)) < house.done.index(c.LimitBlocks(None))
+
+
+def test_a_coordinator_that_takes_a_plan_back_lifts_its_limit():
+    house = changing(ChangePhase.OPENING)
+    house.restart()
+    assert c.LimitBlocks(None) in house.start()
 
 
 # --- what is told twice, or not at all ---

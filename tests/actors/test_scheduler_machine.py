@@ -390,6 +390,41 @@ def test_a_limit_on_blocks_preempts_their_holders_until_it_is_lifted():
         assert harness.tokens[request] == expected_tokens(MODEL, range(request, 60), GREEDY, 30)
 
 
+def test_a_request_that_an_epoch_in_the_making_could_not_hold_is_refused_from_the_room_check_on():
+    harness = Harness(blocks=64, depth=1)
+    harness.submit(0, range(20), max_tokens=8)
+    harness.handle(LimitBlocks(2))
+    harness.submit(1, range(40), max_tokens=6)  # between the room check and the cut
+    harness.submit(2, range(20), max_tokens=12)
+    harness.switch(blocks=2)
+    harness.run_all()
+    assert harness.failed == {1: "too_long"}
+    assert harness.finished == {0: "length", 2: "length"}
+
+
+@pytest.mark.parametrize("end", ["lifted", "broken"])
+def test_an_epoch_that_will_not_be_limits_no_request(end):
+    harness = Harness(blocks=64)
+    harness.handle(LimitBlocks(2))
+    assert harness.machine.context_tokens == 32
+    harness.handle(LimitBlocks(None) if end == "lifted" else PipelineInterrupted("a worker was lost"))
+    harness.submit(0, range(40), max_tokens=6)
+    assert harness.failed == {}
+
+
+def test_a_recovery_with_fewer_blocks_limits_requests_that_come_while_it_is_made():
+    harness = Harness(blocks=64)
+    harness.handle(PipelineInterrupted("a worker was lost"))
+    harness.sent.clear()
+    harness.handle(LimitBlocks(2))
+    harness.submit(0, range(40), max_tokens=6)
+    harness.submit(1, range(20), max_tokens=6)
+    assert harness.failed == {0: "too_long"}
+    harness.up(blocks=2)
+    harness.run_all()
+    assert harness.finished == {1: "length"}
+
+
 def test_the_same_epoch_told_twice_changes_nothing():
     harness = Harness()
     assert harness.handle(PipelineUp(1, 2, 64, CONTEXT_TOKENS)) == []

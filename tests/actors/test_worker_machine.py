@@ -37,6 +37,8 @@ FOREIGN = f"it speaks protocol {PROTOCOL_VERSION + 1}, this build speaks {PROTOC
 ENDED = ReportGone("its process ended (exit code 0)")
 SIGKILL, SIGTERM = Signal(kill=True), Signal(kill=False)
 
+STAYS, LEAVES = {SPAWNED, UP}, {DRAINING, TERMINATING, KILLED}
+
 TABLE = [
     (SPAWNED, HELLO, UP, [ReportUp()]),
     (SPAWNED, STRANGER, KILLED, [SIGKILL, ReportGone(FOREIGN)]),
@@ -119,3 +121,18 @@ def test_whatever_happens_up_comes_once_and_gone_comes_once_and_last(events):
     assert sum(isinstance(report, ReportGone) for report in reports) == 1
     assert isinstance(reports[-1], ReportGone)
     assert sum(isinstance(report, ReportUp) for report in reports) <= 1
+
+
+@pytest.mark.parametrize("state", WorkerState)
+def test_who_starts_to_count_on_workers_learns_which_stay_and_which_were_told_to_leave(state):
+    machine = WorkerMachine(LIMITS)
+    for event in WAYS[state]:
+        machine.handle(event)
+    assert (machine.stays, machine.is_leaving) == (state in STAYS, state in LEAVES)
+
+
+def test_a_worker_whose_loss_was_told_neither_stays_nor_leaves():
+    machine = WorkerMachine(LIMITS)
+    machine.handle(HELLO)
+    machine.handle(LOST)
+    assert (machine.stays, machine.is_leaving) == (False, False)

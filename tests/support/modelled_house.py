@@ -85,7 +85,8 @@ class House:
         return instructions
 
     def start(self):
-        return self.handle(c.Start(self.journal, (*self.inbox,), self.scheduler_epoch))
+        alive = tuple(worker for worker in self.inbox if worker not in self.going)
+        return self.handle(c.Start(self.journal, alive, self.scheduler_epoch, tuple(self.going)))
 
     def served(self):
         """Start, and settle."""
