@@ -46,12 +46,16 @@ from .event_log import EventLog
 from .generation import FailureKind
 from .journal import Journal, JournalError, JournalRecord
 from .messages import LoadProgress
+from .refactor import BusyRefusedError, RefactorRefusedError
 from .scheduler_machine import SchedulerCounts
 from .token_times import TokenTimes
 from .worker_pool import WorkerPool
 
 JOURNAL_RECORDS_WAITING_MAX = 64
 """Records that may wait for the disk; a change writes three."""
+CHANGEABLE_S_MAX = 2.0
+"""How long who asks for a change waits for another to end that nobody asked for. Its epoch serves already: what is left are a few
+messages, and one record on disk."""
 
 
 class SchedulerPort(Protocol):
@@ -87,7 +91,7 @@ class SchedulerPort(Protocol):
         ...
 
     def limit_blocks(self, blocks: int | None) -> None:
-        """Hand out no block from ``blocks`` on."""
+        """Count on no block from ``blocks`` on, and take no request that needs more; None lifts the limit."""
         ...
 
     def room(self, blocks: int) -> tuple[bytes, int, int]:
@@ -116,6 +120,7 @@ class Coordinator:
         self._watch: ChangeWatch | None = None
         self._events: deque[Event] = deque()
         self._busy = False
+        self._handled = trio.lowlevel.ParkingLot()
         self._records, self._unwritten = trio.open_memory_channel[JournalRecord](JOURNAL_RECORDS_WAITING_MAX)
         self._nursery: trio.Nursery | None = None
 
@@ -125,7 +130,7 @@ class Coordinator:
             journal = await self._journal.read()
             self._pool.listener = self
             self._nursery.start_soon(self._write_journal)
-            self.handle(Start(journal, self._pool.alive(), self._scheduler.epoch))
+            self.handle(Start(journal, self._pool.alive(), self._scheduler.epoch, self._pool.leaving()))
         assert self.finish is not None
         return self.finish
 
@@ -137,6 +142,22 @@ class Coordinator:
         """Watch the first epoch come up, and what it does to the requests of ``times``. To be called before `run`."""
         self._watch = ChangeWatch(times, self._scheduler.counts)
         return self._watch
+
+    async def changeable(self) -> None:
+        """Wait a moment for what nobody asked for (the end of a start, of a recovery). Raises `RefactorRefusedError`."""
+        with trio.move_on_after(CHANGEABLE_S_MAX):
+            while self._is_busy():
+                await self._handled.park()
+        self.machine.check_changeable()
+
+    def _is_busy(self) -> bool:
+        try:
+            self.machine.check_changeable()
+        except BusyRefusedError:
+            return True
+        except RefactorRefusedError:
+            pass
+        return False
 
     def refactor(self, change: Refactor) -> ChangeWatch:
         """Begin a change. Raises `RefactorRefusedError`, and then nothing was changed."""
@@ -184,6 +205,7 @@ class Coordinator:
                     self._perform(instruction)
         finally:
             self._busy = False
+            self._handled.unpark_all()
 
     def _perform(self, instruction: Instruction) -> None:
         assert self._nursery is not None

@@ -66,6 +66,10 @@ class Pipeline:
         """Raise `RefactorRefusedError` unless a change may begin now."""
         self._coordinator.machine.check_changeable()
 
+    async def changeable(self) -> None:
+        """Wait a moment until a change may begin. Raises `RefactorRefusedError` where none may."""
+        await self._coordinator.changeable()
+
     def refactor(self, change: Refactor) -> ChangeWatch:
         """Begin a change. Raises `RefactorRefusedError`, and then nothing was changed."""
         return self._coordinator.refactor(change)

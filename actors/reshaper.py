@@ -18,6 +18,7 @@ from .change_watch import ChangeWatch
 from .coordinator_events import Refactor
 from .journal import JournalError
 from .refactor import (
+    BusyRefusedError,
     Pauses,
     Phase,
     RefactorEvent,
@@ -92,7 +93,7 @@ class Reshaper:
         if self._undertaking is not None:
             for replica in self._replicas.present:
                 replica.pipeline.check_changeable()  # which says more
-            raise RefactorRefusedError("another change is still under way; try again when it is done")
+            raise BusyRefusedError.under_way("another change")
         assert self._nursery is not None
         undertaking = self._undertaking = _Undertaking()
         self._nursery.start_soon(self._carry_out, request, undertaking)
@@ -173,7 +174,7 @@ class Reshaper:
 
     async def _plan(self, request: RefactorRequest, replica: Replica, taken: frozenset[str]) -> Refactor:
         pipeline = replica.pipeline
-        pipeline.check_changeable()
+        await pipeline.changeable()
         route = pipeline.route
         stages = await self._planner.plan(
             request,

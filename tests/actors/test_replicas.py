@@ -5,10 +5,13 @@ from contextlib import AsyncExitStack, aclosing
 
 import pytest
 import trio
+from flexpipe.actors.change import IRREVOCABLE
+from flexpipe.actors.coordinator import CHANGEABLE_S_MAX
 from flexpipe.actors.generation import GenerationFailedError, GenerationRequest
 from flexpipe.actors.journal import JournalError
 from flexpipe.actors.pipeline_spec import CoordinatorLimits
 from flexpipe.actors.refactor import (
+    BusyRefusedError,
     RefactorFailed,
     RefactorProgress,
     RefactorRefusedError,
@@ -231,6 +234,28 @@ async def test_refactoring_changes_every_replica_one_after_the_other_under_load(
             assert Counter(at["replica"] for at in world.replicas.status().stages) == {0: 4, 1: 4}
         assert len(streams.ended) == 8
         assert_clean(world)
+
+
+async def test_a_change_that_is_asked_for_the_moment_a_pipeline_serves_waits_for_the_end_of_its_start(autojump_clock):
+    async with modelled_replicas() as world:
+        await world.until(lambda: world.replicas.status().ready)
+        assert world.made[0].machine.change.epoch == 1
+        assert (await world.done(RefactorRequest(stages=2))).epoch == 2
+
+
+async def test_a_change_does_not_wait_for_ever_for_another_to_end(autojump_clock):
+    async with modelled_replicas() as world:
+        await world.wait_ready()
+        made = world.made[0]
+        made.refactor((6,), (0, 1))
+        await world.until(lambda: made.machine.change.phase in IRREVOCABLE)
+        made.journal.full = True  # it cannot be written down that the change is over
+        asked_s = trio.current_time()
+        with pytest.raises(BusyRefusedError, match="the change to epoch 2 is still under way"):
+            await world.done(RefactorRequest(stages=3))
+        assert trio.current_time() - asked_s == pytest.approx(CHANGEABLE_S_MAX)
+        made.journal.full = False
+        assert (await world.done(RefactorRequest(stages=3))).epoch == 3
 
 
 async def test_one_replica_alone_can_be_changed(autojump_clock):
