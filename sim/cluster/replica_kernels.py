@@ -1,0 +1,269 @@
+"""One replica's requests: how fast they advance, who is admitted, who makes a token, ends, or is preempted; compiled.
+
+Owns the changes of one replica's record and of its requests. It must never know other replicas, nor when anything happens
+(`event_kernels`, which says what the model leaves out). Nothing here allocates: no reference counts are kept.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numba
+
+from .heap_kernels import push, sift_down, sift_up
+from .state import DECODES, DONE, ENDED, EVENTS, FAILED, PREFILLS, WAITS, ClusterState
+
+_njit: Any = numba.njit
+_compiled = _njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+_inlined = _njit(inline="always", error_model="numpy", _nrt=False)
+
+PAGE = 16.0
+"""Tokens of a KV page (`runtime.interface.BLOCK_TOKENS`)."""
+SAME_CYCLE = 1e-7
+"""Cycles that are one moment: sums of floats differ by less."""
+CLOCK_ULP = 1e-15
+"""What a time is rounded by, as a share of it."""
+
+
+@_compiled
+def cycle_seconds(
+    table: Any,
+    context_s: float,
+    stages: int,
+    step_tokens: int,
+    speed_sum: float,
+    speed_worst: float,
+    hop_s: float,
+    hop_token_s: float,
+    decoding: int,
+    prefilling: int,
+    context: float,
+    prefill_tokens: float,
+    prefill_square_s: float,
+) -> float:
+    """One cycle of a pipeline with so many requests: the way through all stages, or what the slowest stage takes for all steps.
+
+    The requests are spread over as many steps as there are stages. Prompts' chunks are packed into as few of them as hold them.
+    """
+    running = decoding + prefilling
+    if running == 0:
+        return math.inf
+    steps = min(running, stages)
+    rows = float(-(-decoding // steps))
+    attention = context_s * context / steps
+    plain = _step(table, rows) + attention
+    tokens, full, mixed = rows, plain, 0
+    if prefilling > 0:
+        room = max(1.0, step_tokens - rows)
+        mixed = min(steps, max(1, math.ceil(prefill_tokens / room - 1e-9)))
+        tokens = rows + prefill_tokens / mixed
+        full = _step(table, tokens) + attention + prefill_square_s / mixed
+    through = full * speed_sum + hop_s + hop_token_s * tokens
+    return max(through, (mixed * full + (steps - mixed) * plain) * speed_worst)
+
+
+@_inlined
+def _step(table: Any, tokens: float) -> float:
+    below = min(int(tokens), len(table) - 2)
+    return table[below] + (tokens - below) * (table[below + 1] - table[below])
+
+
+@_inlined
+def kv_left(replica: Any) -> float:
+    """Tokens of KV room beyond what is held, with half a page for each running request."""
+    return replica.kv_tokens - replica.context - PAGE / 2 * (replica.decoding + replica.prefilling)
+
+
+@_compiled
+def advance(state: ClusterState, slot: int, now_s: float) -> None:
+    """Bring the replica to ``now_s``, before something of it is changed."""
+    replica = state.replicas[slot]
+    if replica.rate > 0.0:
+        passed_s = now_s - replica.at_s
+        cycles = passed_s * replica.rate
+        replica.cycle += cycles
+        replica.context += cycles * replica.decoding
+        replica.served_tokens += cycles * replica.decoding
+        replica.busy_s += passed_s
+    replica.at_s = now_s
+
+
+@_inlined
+def cycle_now(state: ClusterState, replica: Any, model: Any) -> float:
+    """Seconds of a cycle of the replica as it is."""
+    return cycle_seconds(
+        state.tables[replica.model],
+        model.context_s,
+        replica.stages,
+        model.step_tokens_max,
+        replica.speed_sum,
+        replica.speed_worst,
+        replica.hop_s,
+        replica.hop_token_s,
+        replica.decoding,
+        replica.prefilling,
+        replica.context - replica.prefill_context,
+        replica.prefill_tokens,
+        replica.prefill_square_s,
+    )
+
+
+@_compiled
+def admit(state: ClusterState, slot: int, request: int, now_s: float) -> bool:
+    """Admit the head of the replica's queue; False where there is no room. What can never fit fails, and is out of the way."""
+    replica, record = state.replicas[slot], state.requests[request]
+    model = state.models[replica.model]
+    running = replica.decoding + replica.prefilling
+    context = record.prompt + record.made
+    if running >= replica.running_max:
+        return False
+    chunks = math.ceil(context / max(1.0, model.step_tokens_max - math.ceil(replica.decoding / replica.stages)))
+    chunk = context / chunks
+    if replica.prefilling > 0 and (
+        replica.prefill_tokens + chunk > replica.stages * model.step_tokens_max - replica.decoding
+    ):
+        return False
+    if replica.context + context + PAGE * (running + 1) > replica.kv_tokens:
+        if running > 0:
+            return False
+        take_head(state, slot)
+        end(state, request, FAILED, now_s)
+        return True
+    take_head(state, slot)
+    if math.isnan(record.begun_s):
+        record.begun_s = now_s
+    record.phase, record.chunk, record.context = PREFILLS, chunk, context
+    join = state.join_wait[0] / min(running, replica.stages) if running > 0 else 0.0
+    replica.prefilling += 1
+    replica.context += context
+    replica.prefill_context += context
+    replica.prefill_tokens += chunk
+    replica.prefill_square_s += model.square_s * context * chunk
+    push(state.heap_due[slot], state.heap_id[slot], running, replica.cycle + chunks + join, request)
+    return True
+
+
+@_compiled
+def first_token(state: ClusterState, slot: int, now_s: float) -> None:
+    """The request whose prompt is done makes its first token of this run, and decodes from now on."""
+    replica, due = state.replicas[slot], state.heap_due[slot, 0]
+    request = state.heap_id[slot, 0]
+    record = state.requests[request]
+    if math.isnan(record.first_s):
+        record.first_s = now_s
+    _leave_prefill(state, replica, record)
+    replica.prompt_tokens += record.context
+    replica.served_tokens += 1
+    replica.decoding += 1
+    record.phase, record.base = DECODES, due
+    left = record.output - record.made - 1
+    if left <= 0:
+        finish(state, slot, now_s)
+        return
+    state.heap_due[slot, 0] = due + left
+    sift_down(state.heap_due[slot], state.heap_id[slot], 0, replica.decoding + replica.prefilling)
+
+
+@_compiled
+def finish(state: ClusterState, slot: int, now_s: float) -> None:
+    """The request with the least due cycle has made its last token."""
+    due, request = state.heap_due[slot, 0], state.heap_id[slot, 0]
+    record = state.requests[request]
+    record.made += 1 + round(due - record.base)
+    remove(state, slot, 0)
+    end(state, request, DONE, now_s)
+
+
+@_compiled
+def fail_running(state: ClusterState, slot: int, now_s: float) -> None:
+    """The only request that runs has filled all KV there is: it can never end here."""
+    request = state.heap_id[slot, 0]
+    _keep_tokens(state.replicas[slot], state.requests[request])
+    remove(state, slot, 0)
+    end(state, request, FAILED, now_s)
+
+
+@_compiled
+def preempt_youngest(state: ClusterState, slot: int) -> None:
+    """The running request that arrived last loses its KV and goes to the head of the queue, with the tokens it made."""
+    replica, ids = state.replicas[slot], state.heap_id[slot]
+    place = 0
+    for other in range(replica.decoding + replica.prefilling):
+        if ids[other] > ids[place]:
+            place = other
+    request = ids[place]
+    record = state.requests[request]
+    if record.phase == DECODES:
+        _keep_tokens(replica, record)
+    remove(state, slot, place)
+    record.phase = WAITS
+    record.preempted += 1
+    record.next = replica.waiting_head if replica.waiting > 0 else -1
+    if replica.waiting == 0:
+        replica.waiting_tail = request
+    replica.waiting_head = request
+    replica.waiting += 1
+    replica.waiting_tokens += record.prompt + record.made
+    state.counters[EVENTS] += 1
+
+
+@_inlined
+def _keep_tokens(replica: Any, record: Any) -> None:
+    record.made += 1 + int(replica.cycle - record.base + SAME_CYCLE)
+
+
+@_compiled
+def remove(state: ClusterState, slot: int, place: int) -> None:
+    """Take the request at this place of the heap out of the replica, with all that it holds."""
+    replica = state.replicas[slot]
+    due, ids = state.heap_due[slot], state.heap_id[slot]
+    record = state.requests[ids[place]]
+    if record.phase == PREFILLS:
+        _leave_prefill(state, replica, record)
+        replica.context -= record.context
+    else:
+        replica.decoding -= 1
+        replica.context -= record.context + replica.cycle - record.base
+    last = replica.decoding + replica.prefilling
+    due[place], ids[place] = due[last], ids[last]
+    if place < last:
+        sift_down(due, ids, place, last)
+        sift_up(due, ids, place)
+    if last == 0:
+        replica.context = 0.0
+
+
+@_inlined
+def _leave_prefill(state: ClusterState, replica: Any, record: Any) -> None:
+    replica.prefilling -= 1
+    replica.prefill_context -= record.context
+    replica.prefill_tokens -= record.chunk
+    replica.prefill_square_s -= state.models[replica.model].square_s * record.context * record.chunk
+    if replica.prefilling == 0:  # sums of floats leave crumbs
+        replica.prefill_context = replica.prefill_tokens = replica.prefill_square_s = 0.0
+
+
+@_compiled
+def end(state: ClusterState, request: int, phase: int, now_s: float) -> None:
+    """The request is over, for better or worse."""
+    record = state.requests[request]
+    record.phase, record.end_s = phase, now_s
+    state.done[state.counters[ENDED]] = request
+    state.counters[ENDED] += 1
+
+
+@_compiled
+def take_head(state: ClusterState, slot: int) -> int:
+    """Take the oldest out of the replica's queue."""
+    replica = state.replicas[slot]
+    request = replica.waiting_head
+    record = state.requests[request]
+    replica.waiting_head = record.next
+    record.next = -1
+    replica.waiting -= 1
+    replica.waiting_tokens -= record.prompt + record.made
+    if replica.waiting == 0:
+        replica.waiting_head = replica.waiting_tail = -1
+        replica.waiting_tokens = 0.0
+    return int(request)
