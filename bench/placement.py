@@ -13,7 +13,7 @@ from typing import Any
 
 from .placement_exact import require_exact_library
 from .placement_gap import against_exact, against_floors
-from .placement_maps import TIGHT, nine_maps
+from .placement_maps import NINE, TIGHT, load_maps
 from .placement_packing import packing
 from .placement_scale import first_solve_s, times
 
@@ -43,8 +43,9 @@ def run(plan: Plan, report: Callable[[str], None] = lambda _line: None) -> dict[
     if "gap" in plan.parts:
         require_exact_library()
     load_before = os.getloadavg()[0]
-    maps = nine_maps(plan.maps)
-    tight = {name: maps[name] for name in TIGHT}
+    names = NINE if "packing" in plan.parts else TIGHT if {"floors", "scale"} & set(plan.parts) else ()
+    maps = load_maps(names, plan.maps)
+    tight = {name: maps[name] for name in TIGHT if name in maps}
     result: dict[str, Any] = {
         "maps": "files" if plan.maps else "drawn",
         "processors": len(os.sched_getaffinity(0)),

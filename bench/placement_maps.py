@@ -6,6 +6,7 @@ two fifths, others in proportion.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,12 +24,14 @@ FULL_SLOWDOWN = 0.4
 RACK_NODES = 32
 
 
-def nine_maps(folder: Path | None) -> dict[str, ClusterMap]:
-    """A map per policy and allocated share, by names as "random_90": from files so named in ``folder``, or drawn.
+NINE = tuple(f"{policy}_{share}" for policy in POLICIES for share in SHARES)
+
+
+def load_maps(names: Sequence[str], folder: Path | None) -> dict[str, ClusterMap]:
+    """Maps by names as "random_90", a policy and the allocated share: from files so named in ``folder``, or drawn.
 
     Raises `MapError` where a file is missing.
     """
-    names = [f"{policy}_{share}" for policy in POLICIES for share in SHARES]
     if folder is None:
         return {name: _tenanted(SyntheticMap.parse(name.replace("_", ":")).draw()) for name in names}
     return {name: _tenanted(read_map(_file(folder, name))) for name in names}
