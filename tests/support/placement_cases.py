@@ -23,18 +23,18 @@ def cluster_maps(draw, devices_max=6):
     while len(facts) < wanted:
         name = f"n{len(nodes)}"
         nodes.append(NodeFacts(name, f"r{draw(st.integers(0, 1))}", 2e9, draw(st.sampled_from([0.5e9, 1e9]))))
-        for place in range(min(draw(st.integers(1, 3)), wanted - len(facts))):
-            facts.append(
-                DeviceFacts(
-                    f"{name}/{place}",
-                    name,
-                    total_bytes=100,
-                    free_bytes=draw(st.integers(0, 100)),
-                    island=str(place // 2),
-                    speed=draw(st.sampled_from([0.5, 1.0, 2.0])),
-                    slowdown=draw(st.sampled_from([0.0, 0.25])),
-                )
+        facts += [
+            DeviceFacts(
+                f"{name}/{place}",
+                name,
+                total_bytes=100,
+                free_bytes=draw(st.integers(0, 100)),
+                island=str(place // 2),
+                speed=draw(st.sampled_from([0.5, 1.0, 2.0])),
+                slowdown=draw(st.sampled_from([0.0, 0.25])),
             )
+            for place in range(min(draw(st.integers(1, 3)), wanted - len(facts)))
+        ]
     return cluster_map(facts, nodes, LINKS)
 
 
