@@ -1,0 +1,83 @@
+"""Which runs the evaluation consists of: the paper's table, its quick form, and a trace of one's own.
+
+Owns the choice of systems, loads, maps and seeds, and nothing of how they run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from ..arrival_trace import AZURE_CODE
+from ..systems.catalogue import STATIC_DEPTHS, SYSTEMS, static_name
+from .cells import Cell, Load
+
+AZURE_CONV = "azure_llm_2023_conv"
+SERVEGEN = "servegen_m_large_bursty_1h"
+CVS = (1.0, 2.0, 4.0, 8.0)
+PAPER_MAP = "a100:random:50"
+EMPTY_MAP = "a100"
+MAPS = tuple(f"{policy}:{allocated}" for policy in ("random", "bestfit", "fgd") for allocated in (70, 90))
+SEEDS, SEEDS_QUICK = 5, 3
+HOURS_2_S, QUICK_S = 7200.0, 900.0
+PROVISIONS = (1.0, 1.15, 1.3, 1.5, 1.75, 2.0, 2.5, 3.0)
+"""Capacities of static systems that are tried with hindsight, over the mean load."""
+PROVISIONS_QUICK = (1.0, 1.2, 1.5, 2.0)
+PROVISIONS_BURSTY = (*PROVISIONS, 4.0, 6.0, 10.0)
+CORE = ("fluid", "paper", "alpaserve", "muxserve", "serverlessllm", "tetris", "replicas-only", "oracle")
+"""Systems run everywhere; the other controls and the ablations only where the paper's headlines are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Systems on one load and one map, over some seeds."""
+
+    load: Load
+    map: str
+    systems: tuple[str, ...]
+    seeds: int
+
+    def cells(self) -> Iterable[Cell]:
+        """Its runs, seed by seed."""
+        return (Cell(system, self.load, self.map, seed) for seed in range(self.seeds) for system in self.systems)
+
+
+def cells_of(parts: Sequence[Part]) -> list[Cell]:
+    """All runs of all parts, each once."""
+    return list(dict.fromkeys(cell for part in parts for cell in part.cells()))
+
+
+def paper_parts(*, quick: bool) -> tuple[Part, ...]:
+    """The paper's evaluation; the quick one has its main model, an eighth of the time and fewer seeds."""
+    if quick:
+        statics = statics_of(PROVISIONS_QUICK)
+        return tuple(Part(gamma("opt-66b", cv, QUICK_S), PAPER_MAP, (*SYSTEMS, *statics), SEEDS_QUICK) for cv in CVS)
+    statics = statics_of(PROVISIONS)
+    main = [Part(gamma("opt-66b", cv), PAPER_MAP, (*SYSTEMS, *statics), SEEDS) for cv in CVS]
+    others = [
+        Part(gamma(model, cv), PAPER_MAP, (*CORE, *statics), SEEDS)
+        for model in ("llama-2-7b", "bert-21b", "whisper-9b")
+        for cv in CVS
+    ]
+    empty = [Part(gamma("opt-66b", cv), EMPTY_MAP, (*CORE, *statics), SEEDS) for cv in (1.0, 4.0)]
+    traces = [
+        Part(Load("opt-66b", trace, duration_s=3600.0), PAPER_MAP, (*SYSTEMS, *statics_of(PROVISIONS_BURSTY)), SEEDS)
+        for trace in (AZURE_CONV, AZURE_CODE, SERVEGEN)
+    ]
+    maps = [Part(gamma("opt-66b", 4.0, 1800.0), name, (*CORE, *statics), SEEDS) for name in MAPS]
+    return (*main, *others, *empty, *traces, *maps)
+
+
+def trace_parts(trace: str, model: str, map_name: str, seeds: int) -> tuple[Part, ...]:
+    """A trace as it is, on one map, by all systems."""
+    return (Part(Load(model, trace, duration_s=0.0), map_name, (*SYSTEMS, *statics_of(PROVISIONS_BURSTY)), seeds),)
+
+
+def gamma(model: str, cv: float, duration_s: float = HOURS_2_S) -> Load:
+    """The paper's load: 20 requests a second, lengths of Azure's conversations."""
+    return Load(model, AZURE_CONV, cv, duration_s=duration_s)
+
+
+def statics_of(provisions: Sequence[float]) -> tuple[str, ...]:
+    """Static systems of all depths and provisions."""
+    return tuple(static_name(depth, provision) for depth in STATIC_DEPTHS for provision in provisions)

@@ -1,0 +1,52 @@
+"""What the maker of a system is given: the models and the map, a past to learn from, and for an oracle the future.
+
+Owns the words between the catalogue of systems and whoever runs them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...policies.cluster_map import ClusterMap
+from ..cluster.served_model import ServedModel
+from ..cluster.system import Arrived, System
+from .model_shapes import ModelFacts
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """``facts`` are estimates of each model. ``history`` [models] is a load of the same kind from before time 0.
+
+    ``future`` [models] is the load of the run itself: for the oracle and nobody else.
+    """
+
+    models: tuple[ServedModel, ...]
+    cluster: ClusterMap
+    facts: tuple[ModelFacts, ...]
+    history: tuple[Arrived, ...]
+    future: tuple[Arrived, ...]
+
+    def work(self, load: Arrived, model: int) -> NDArray[np.float64]:
+        """[n] what each request weighs, in decoded tokens."""
+        weighed = load.input_tokens * self.facts[model].prompt_weight + load.output_tokens
+        return np.asarray(weighed, np.float64)
+
+    def mean_work(self, model: int) -> float:
+        """Work per second of the history, from its first request to its last."""
+        load = self.history[model]
+        if len(load.at_s) < 2:
+            return 0.0
+        return float(self.work(load, model).sum() / max(load.at_s[-1] - load.at_s[0], 1e-9))
+
+    def mean_outputs(self, model: int) -> float | None:
+        """Tokens that a request of the history made."""
+        outputs = self.history[model].output_tokens
+        return float(outputs.mean()) if len(outputs) else None
+
+
+Maker = Callable[[Situation], System]
+"""Makes a system for one run."""
