@@ -135,14 +135,9 @@ def kv_room(
         here = next((other for other in present if other.device == stage.device), StageAt(stage.device, 0, 0))
         kept = max(0, min(stage.end, here.end) - max(stage.first, here.first))
         new_bytes = model.stage_bytes(stage.first, stage.end) - overlap_bytes(model, stage, here)
-        rooms.append(
-            StageRoom(
-                memory_free_bytes=int(cluster.free_bytes[stage.device]) - new_bytes,
-                new_bytes_per_block=BLOCK_TOKENS * model.stage_kv_bytes(0, stage.end - stage.first - kept),
-                held_bytes_per_block=BLOCK_TOKENS * model.stage_kv_bytes(0, here.end - here.first),
-                blocks_held=present_kv_tokens // BLOCK_TOKENS,
-            )
-        )
+        pages = [(stage.end - stage.first - kept, 0), (kept, present_kv_tokens // BLOCK_TOKENS)]
+        layers = tuple((BLOCK_TOKENS * model.stage_kv_bytes(0, layers), held) for layers, held in pages)
+        rooms.append(StageRoom(int(cluster.free_bytes[stage.device]) - new_bytes, layers))
     return kv_blocks(rooms, KV_BLOCKS_MAX) * BLOCK_TOKENS
 
 
