@@ -26,7 +26,7 @@ from .placement_effort import (
 )
 from .placement_pricing import Run
 from .placement_problem import CANDIDATES_MAX, NEVER, Integers, ProblemMaker
-from .placement_search import Found
+from .placement_search import Effort, Found
 from .placement_survey import Survey, Surveyor, choose
 from .placement_values import PlacementRequest
 
@@ -105,13 +105,16 @@ class LargeMap:
     def place(self, number: int, taken: frozenset[int]) -> tuple[Region, int]:
         """The best region for replica ``number`` beside ``taken``, and what it costs at least with the map for itself."""
         known = self._knowledge(number, taken)
+        # After an event there is no time for a search in earnest: what was scouted is mended.
+        effort = SCOUT if known.regions else SETTLE
         for attempt in (self._scout, self._scout_anew, self._look_for_room):
             attempt(number, known)
             for name in sorted(known.regions, key=lambda name: (known.regions[name].cost, name))[:REGIONS_SETTLED]:
                 if not known.regions[name].settled:
-                    known.regions[name] = self._settled(number, known.regions[name])
+                    known.regions[name] = self._settled(number, known.regions[name], effort)
             if known.regions[known.best].found.devices:
                 break
+            effort = SETTLE
         return known.regions[known.best], known.floor
 
     def _scout(self, number: int, known: _Knowledge) -> None:
@@ -148,10 +151,12 @@ class LargeMap:
             return Region(rows, NOTHING, settled=True)
         return Region(rows, deepened(self._search, self._maker.problem(number, rows), SCOUT), settled=False)
 
-    def _settled(self, number: int, region: Region) -> Region:
-        problem = self._maker.problem(number, region.rows)
-        found = mended(self._search, problem, deepened(self._search, problem, SETTLE, region.found))
-        return Region(region.rows, found, settled=True)
+    def _settled(self, number: int, region: Region, effort: Effort) -> Region:
+        """The region searched with more effort than it was scouted with, where there is more, and its chain mended."""
+        problem, found = self._maker.problem(number, region.rows), region.found
+        if effort != SCOUT:
+            found = deepened(self._search, problem, effort, found)
+        return region._replace(found=mended(self._search, problem, found), settled=True)
 
     def _wanted(self, number: int) -> list[int]:
         """Devices that are worth a look wherever they are: those of the present stages, and of nodes with warm weights."""
