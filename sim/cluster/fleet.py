@@ -158,6 +158,7 @@ class Fleet:
         """Take the memory, or find that it is not there; then a process begins to load."""
         if replica.change is not change:
             return
+        change.allocated_s = now_s
         if change.restarts:
             self._holdings.keep_only(now_s, replica.number, {})
         sentence = self._take(replica, change, now_s)
@@ -262,7 +263,8 @@ class Fleet:
         self._configure(replica, now_s)
         self._slots.pause(replica.slot, now_s, now_s)
         self._slots.serve(replica.slot, now_s)
-        self._tell("serving", now_s, replica.number, change.action, change.asked_s)
+        waited_s, took_s = change.allocated_s - change.asked_s, now_s - change.asked_s
+        self.outcomes.append(Outcome("serving", now_s, replica.number, change.action, took_s, waited_s=waited_s))
 
     def _configure(self, replica: Replica, now_s: float) -> None:
         if not replica.stages:

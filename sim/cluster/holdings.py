@@ -85,9 +85,9 @@ class Holdings:
         self._count(now_s)
 
     def tenants(self, device: int, free_bytes: int | None, slowdown: float | None) -> None:
-        """Co-tenants leave a device with this much free of what served models do not hold, and slow it so much."""
+        """Co-tenants leave served models so much of a device, but no less than these hold already, and slow it so much."""
         if free_bytes is not None:
-            self._room[device] = min(free_bytes + self.taken[device], int(self.cluster.total_bytes[device]))
+            self._room[device] = max(free_bytes, int(self.taken[device]))
         self.cluster.update(device, slowdown=slowdown)
         self._update(device)
 

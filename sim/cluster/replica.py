@@ -17,6 +17,7 @@ class Change:
 
     action: Start | Reshape
     asked_s: float
+    allocated_s: float = 0.0
     kv_tokens: int = 0
     step: Literal["weights", "kv"] = "weights"
 

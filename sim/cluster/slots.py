@@ -18,6 +18,7 @@ class Slots:
 
     def __init__(self, state: ClusterState) -> None:
         self.state = state
+        self._served, self._prompts = 0.0, 0.0
 
     def take(self, model: int, running_max: int) -> int:
         """A free slot for a replica of this model, for one that starts."""
@@ -28,6 +29,7 @@ class Slots:
         if len(free) == 0 or wide > self.state.heap_due.shape[1]:
             self.state = with_room(self.state, places if len(free) else 2 * places, wide)
         slot = (int(free[0]) if len(free) else places) * models + model
+        self._retire(slot)
         record = np.zeros(1, REPLICA)
         record["model"], record["phase"] = model, STARTING
         record["waiting_head"] = record["waiting_tail"] = -1
@@ -89,6 +91,17 @@ class Slots:
         self.state.counters[EMPTIED] = 0
         found: list[int] = self.state.emptied[:count].tolist()
         return found
+
+    def computed(self) -> tuple[float, float]:
+        """Tokens decoded and prompt tokens prefilled by all replicas that there ever were."""
+        records = self.state.replicas
+        return self._served + float(records["served_tokens"].sum()), self._prompts + float(
+            records["prompt_tokens"].sum()
+        )
+
+    def _retire(self, slot: int) -> None:
+        self._served += float(self.state.replicas["served_tokens"][slot])
+        self._prompts += float(self.state.replicas["prompt_tokens"][slot])
 
     def cycle_s(self, slot: int) -> float:
         """From one token of a request to its next now; 0 while nothing moves."""

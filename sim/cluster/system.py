@@ -37,7 +37,8 @@ class StageAt:
 
 
 How = Literal["live", "stop-and-copy", "restart"]
-"""How a replica changes its stages. "live": it serves until the cut, KV is copied meanwhile, and it stands still for `switch_s`.
+"""How a replica changes its stages. "live": it serves until the cut, KV is copied meanwhile, and then it stands still for a moment;
+what is new must fit beside what serves, so leave room for it (``kv_tokens``).
 "stop-and-copy": it stands still while KV is copied. "restart": it stands still from the decision on, and KV is computed anew."""
 
 
@@ -112,7 +113,8 @@ OutcomeKind = Literal["serving", "refused", "failed", "ended"]
 class Outcome:
     """What became of an action, or of a replica by itself ("failed" with no action: a node under it did).
 
-    "serving": a start or a reshape is done, ``took_s`` after it was asked for. "ended": a stop is. ``sentence`` says why not.
+    "serving": a start or a reshape is done, ``took_s`` after it was asked for, of which devices took ``waited_s`` to be allocated.
+    "ended": a stop is. ``sentence`` says why not.
     """
 
     kind: OutcomeKind
@@ -121,6 +123,7 @@ class Outcome:
     action: Action | None
     took_s: float = 0.0
     sentence: str = ""
+    waited_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
