@@ -81,7 +81,7 @@ def _figure(panels: int, inches: float) -> tuple[Figure, Sequence[Axes]]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(inches, 4.0), dpi=PIXELS_PER_INCH, layout="constrained")
-    axes = figure.subplots(1, panels, squeeze=False)[0]
+    axes = figure.subplots(1, panels, squeeze=False, sharey=True)[0]
     return figure, list(axes)
 
 

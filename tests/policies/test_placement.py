@@ -6,6 +6,7 @@ import pytest
 from flexpipe.bench.placement_cases import MODELS, request_for, small_case
 from flexpipe.policies.cluster_map import cluster_map
 from flexpipe.policies.device_facts import DeviceFacts
+from flexpipe.policies.fragmentation import StageMix, fragmentation
 from flexpipe.policies.placement import PlacementSolver, place
 from flexpipe.policies.placement_baselines import BASELINES
 from flexpipe.policies.placement_pricing import verify
@@ -121,6 +122,28 @@ def test_after_events_on_a_large_map_plans_keep_within_what_is_free():
         assert stale(cluster, plan) is None
         row = plan.devices[number % len(plan.devices)] if number % 2 else int(chance.integers(cluster.devices))
         cluster.update(row, free_bytes=int(cluster.total_bytes[row] * chance.random()))
+
+
+@given(cluster_maps(), requests())
+@settings(max_examples=60, deadline=None)
+def test_a_plan_grows_fragmentation_by_what_it_says(cluster, request):
+    # In units of a GiB, since the map's measure counts bytes and a plan KiB, rounded down for each stage.
+    cluster = cluster_map(
+        [
+            DeviceFacts(name, str(node), 100 * GIB, int(free) * GIB)
+            for name, node, free in zip(cluster.device_names, cluster.node_of, cluster.free_bytes, strict=True)
+        ]
+    )
+    atoms = tuple(replace(atom, weight_bytes=atom.weight_bytes * GIB, kv_bytes_per_token=0) for atom in request.atoms)
+    mix = ((20 * GIB, 500_000), (60 * GIB, 500_000))
+    plan = place(cluster, PlacementRequest(atoms, stages_max=3, fragment_mix=mix))
+    if isinstance(plan, Placement):
+        measure = StageMix.of_sizes([size for size, _ in mix])
+        before = fragmentation(cluster, measure)
+        for stage in plan.replicas[0].stages:
+            cluster.update(stage.device, free_bytes=int(cluster.free_bytes[stage.device]) - stage.cost.memory_bytes)
+        growth = fragmentation(cluster, measure) - before
+        assert plan.replicas[0].terms.fragmentation_kib == pytest.approx(growth / 1024, abs=3)
 
 
 def test_replicas_leave_each_other_what_the_other_needs():
