@@ -41,10 +41,10 @@ PROGRESS_INTERVAL_S = 0.1
 LOADING_NICENESS = 5
 """How far the loading thread stands back: a third of a step's weight. At 10 a load from disk took twice as long on two busy
 cores, and steps gained nothing: a loader without a core may hold the GIL for which they wait."""
-SMALL_COPY_BYTES_MAX = 512 * 1024
-"""Pages that are copied in the actor's own thread, in about 0.1 ms. At a cut each layer has a few pages left; with a thread's
-wake-up for each layer on both sides, handing 2 MiB over took 1.3 to 2.4 times as long (`bench/handoff_link.py --mib 2`). Not on a
-GPU, whose copies wait for the step that it computes."""
+SMALL_COPY_BYTES_MAX = 4 * 1024 * 1024
+"""Pages that are copied in the actor's own thread, which then hears nothing for half a millisecond. There and back again another
+thread costs as much at each end, so that 1 MiB, copied in 0.1 ms, took 0.9 (`bench/handoff_link.py`). Not on a GPU, whose copies
+wait for the step that it computes."""
 LOADING_PAUSE_S = 0.015
 """How long a load rests after each piece (an atom that is mapped, a weight that is read) while steps run. Mapping an atom
 takes 0.25 ms, most of it with the GIL, for which a step asks after every operator: without rests, mapping 31 atoms added

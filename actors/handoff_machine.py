@@ -68,7 +68,7 @@ class HandoffLimits:
     """
 
     run_bytes_max: int = 1024 * 1024
-    hurried_run_bytes_max: int = 8 * 1024 * 1024
+    hurried_run_bytes_max: int = 4 * 1024 * 1024
     runs_under_way_max: int = 3
     remaining_bytes_max: int = 4 * 1024 * 1024
     refusals_max: int = 8

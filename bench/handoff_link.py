@@ -1,10 +1,10 @@
 """How fast a handoff moves KV pages between two processes, checksums included, as a share of memcpy in the same run.
 
-    python -m flexpipe.bench.handoff_link [--mib 256] [--page-bytes 24576] [--rounds 7] [--run-kib 1024,8192]
+    python -m flexpipe.bench.handoff_link [--mib 256] [--page-bytes 24576] [--rounds 7] [--run-kib 1024,4096]
 
-The real path: two `Handoff` actors, their links, the shared-memory ring, pages gathered and scattered by a thread beside each
-actor. Everything is sent after the cut, so nothing rests. A round is from the donor's cut until the acquirer has it all; memcpy, of
-as many bytes between arrays on huge pages, takes turns with it in the donor's process, and the best rounds count.
+The real path: two `Handoff` actors, their links, the shared-memory ring, pages gathered and scattered as a worker's `EngineThread`
+does it. Everything is sent after the cut, so nothing rests. A round is from the donor's cut until the acquirer has it all; memcpy,
+of as many bytes between arrays on huge pages, takes turns with it in the donor's process, and the best rounds count.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
 import trio
 
+from ..actors.engine_thread import EngineThread
 from ..actors.event_log import EventLog
-from ..actors.handoff import Handoff
+from ..actors.handoff import Handoff, PagePort
 from ..actors.handoff_machine import HandoffLimits
-from ..actors.layer_pages import LayerPages, parts_of
 from ..actors.messages import CopyTotals, Open, Transfer
 from ..actors.page_ledger import PageLedger
-from ..runtime.interface import BLOCK_TOKENS
+from ..runtime.interface import BLOCK_TOKENS, EngineSpec, Int32Array, StageEngine, StageFacts
 from ..runtime.kv_pages import KvPages
 from ..runtime.mapped_memory import AddressSpace
-from ..runtime.page_checksum import page_checksum
 from ..runtime.program import AttentionLayer
 from ..transport.interface import Link, Transport
 from ..transport.zmq_link import ZmqTransport
@@ -57,8 +57,8 @@ class Shape:
         return LAYERS * self.blocks * self.page_bytes
 
 
-class Pages:
-    """A worker's pages, copied in a thread; the page half of an engine."""
+class PagesEngine:
+    """The page half of an engine, full of one value: what `EngineThread` copies pages with."""
 
     def __init__(self, shape: Shape, value: float) -> None:
         geometries = [
@@ -70,33 +70,35 @@ class Pages:
         for layer in self.held.layers.values():
             layer.pages.fill_(value)
 
-    async def gather_pages(self, pages: Sequence[LayerPages], out: memoryview) -> int:
-        """See `EnginePort`."""
+    def load(self, _atoms: range, _progress: Callable[[int, int], None]) -> StageFacts:
+        """There is nothing to load."""
+        return StageFacts(0, 0, 0, (), (), (), "", "pages only")
 
-        def gather() -> int:
-            for part, data in parts_of(pages, out):
-                self.held.gather(part.layer, part.block_numbers, data)
-            return page_checksum(out)
+    def gather_pages(self, layer: int, blocks: Int32Array, out: memoryview) -> None:
+        """See `StageEngine`."""
+        self.held.gather(layer, blocks, out)
 
-        return await trio.to_thread.run_sync(gather)
+    def scatter_pages(self, layer: int, blocks: Int32Array, data: memoryview) -> None:
+        """See `StageEngine`."""
+        self.held.scatter(layer, blocks, data)
 
-    async def scatter_pages(self, pages: Sequence[LayerPages], data: memoryview, checksum: int) -> bool:
-        """See `EnginePort`."""
 
-        def scatter() -> bool:
-            if page_checksum(data) != checksum:
-                return False
-            for part, its_data in parts_of(pages, data):
-                self.held.scatter(part.layer, part.block_numbers, its_data)
-            return True
+async def engine_with_pages(shape: Shape, value: float) -> tuple[EngineThread, KvPages]:
+    """A worker's engine as its actor has it, and its pages."""
+    pages = PagesEngine(shape, value)
+    engine = EngineThread(lambda _spec: cast("StageEngine", pages))
+    await engine.load(EngineSpec("", ""), range(1), _unheard)
+    return engine, pages.held
 
-        return await trio.to_thread.run_sync(scatter)
+
+async def _unheard(_done: int, _total: int) -> None:
+    """Loading nothing tells nothing."""
 
 
 class Party:
     """One end of one round: runs a handoff to its end and waits for what it tells."""
 
-    def __init__(self, number: int, epoch: int, shape: Shape, run_bytes: int, pages: Pages, folder: str) -> None:
+    def __init__(self, number: int, epoch: int, shape: Shape, run_bytes: int, pages: PagePort, folder: str) -> None:
         layers = tuple(range(LAYERS))
         transfer = Transfer(DONOR, ACQUIRER, f"ipc://{folder}/pages-{epoch}", layers, (shape.page_bytes,) * LAYERS)
         self.live = np.packbits(np.ones(shape.blocks, bool), bitorder="little").tobytes()
@@ -149,14 +151,14 @@ class Party:
 
 async def _take(shape: Shape, folder: str) -> None:
     """The acquirer's process."""
-    pages = Pages(shape, 2.0)
+    engine, pages = await engine_with_pages(shape, 2.0)
     async with ZmqTransport.open() as transport:
         control = await transport.bind(f"ipc://{folder}/control", name="donor")
         for epoch in range(shape.rounds * len(shape.run_bytes)):
             run_bytes = shape.run_bytes[epoch % len(shape.run_bytes)]
-            await Party(ACQUIRER, epoch, shape, run_bytes, pages, folder).take_part(transport, control)
+            await Party(ACQUIRER, epoch, shape, run_bytes, engine, folder).take_part(transport, control)
         await control.receive()
-        assert all((layer.pages == 1.0).all() for layer in pages.held.layers.values()), "a page did not arrive"
+        assert all((layer.pages == 1.0).all() for layer in pages.layers.values()), "a page did not arrive"
         await control.send([b"right"])
         await trio.sleep(0.2)
 
@@ -167,7 +169,7 @@ def _acquirer_process(shape: Shape, folder: str) -> None:
 
 async def _give(shape: Shape, folder: str) -> dict[int, dict[str, list[float]]]:
     """Seconds of every round, by size of a run."""
-    pages = Pages(shape, 1.0)
+    engine, _ = await engine_with_pages(shape, 1.0)
     source, target = (AddressSpace(shape.round_bytes).open(shape.round_bytes) for _ in range(2))
     source[:] = target[:] = 1
     took: dict[int, dict[str, list[float]]] = {size: {name: [] for name in MEASURED} for size in shape.run_bytes}
@@ -175,7 +177,7 @@ async def _give(shape: Shape, folder: str) -> dict[int, dict[str, list[float]]]:
         control = await transport.connect(f"ipc://{folder}/control", name="acquirer")
         for epoch in range(shape.rounds * len(shape.run_bytes)):
             run_bytes = shape.run_bytes[epoch % len(shape.run_bytes)]
-            party = Party(DONOR, epoch, shape, run_bytes, pages, folder)
+            party = Party(DONOR, epoch, shape, run_bytes, engine, folder)
             took[run_bytes]["handoff"].append(await party.take_part(transport, control))
             began_s = time.perf_counter()
             np.copyto(target, source)
@@ -215,7 +217,7 @@ def main() -> int:
     parser.add_argument("--mib", type=int, default=256)
     parser.add_argument("--page-bytes", type=int, default=24576)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--run-kib", default="1024,8192", help="sizes of a run, comma-separated")
+    parser.add_argument("--run-kib", default="1024,4096", help="sizes of a run, comma-separated")
     options = parser.parse_args()
     blocks = (options.mib << 20) // (LAYERS * options.page_bytes)
     run_bytes = tuple(int(size) << 10 for size in options.run_kib.split(","))

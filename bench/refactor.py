@@ -162,7 +162,7 @@ class _Bench:
     def page_link(self) -> dict[str, float]:
         """Pages from process to process, and memcpy beside it; the best of some rounds, GB/s."""
         self._report("KV pages between two processes", self._done, self._plan.sessions)
-        run_bytes = DEFAULT_HANDOFF_LIMITS.run_bytes_max
+        run_bytes = DEFAULT_HANDOFF_LIMITS.hurried_run_bytes_max
         shape = Shape(LINK_BYTES // (LAYERS * LINK_PAGE_BYTES), LINK_PAGE_BYTES, (run_bytes,), LINK_ROUNDS)
         took = measured(shape)[run_bytes]
         handoff_s, memcpy_s = min(took["handoff"]), min(took["memcpy"])
