@@ -385,7 +385,7 @@ async def test_before_the_cut_a_donor_copies_for_its_share_of_the_time_only(auto
 
 
 async def test_progress_is_told_now_and_then_only(autojump_clock, tmp_path):
-    limits = HandoffLimits(run_bytes_max=PAGE_BYTES, remaining_bytes_max=0)
+    limits = HandoffLimits(run_bytes_max=PAGE_BYTES, remaining_bytes_max=0, copy_share_max=0.1)
     async with handover("memory", tmp_path, limits=limits) as made:
         made.donor.store.copy_s = 0.001
         made.donor.step((1, 0, 480, list(range(30))))
