@@ -66,7 +66,7 @@ class ModelledModel:
         return tuple((atom // 2,) if atom % 2 == 0 else () for atom in range(self.atoms))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelledSpeed:
     """How long things take in virtual time, and what memory there is for weights and pages.
 
@@ -78,6 +78,16 @@ class ModelledSpeed:
     load_s_per_atom: float = 0.0
     page_s: float = 0.0
     memory_bytes: int = 1 << 30
+
+    def slowed(self, factor: float) -> ModelledSpeed:
+        """The same memory, and ``factor`` times as long for everything."""
+        return ModelledSpeed(
+            step_s=self.step_s * factor,
+            step_s_per_atom=self.step_s_per_atom * factor,
+            load_s_per_atom=self.load_s_per_atom * factor,
+            page_s=self.page_s * factor,
+            memory_bytes=self.memory_bytes,
+        )
 
 
 class ModelledEngine:

@@ -15,7 +15,6 @@ import trio
 from ...actors.coordinator_events import FromWorker, ToWorker
 from ...actors.messages import CopyProgress, LoadProgress, StageFailed
 from ...transport.memory import MemoryNetwork, Weather
-from ..modelled_engine import ModelledSpeed
 from .actors import WorldEngine, WorldJournal
 from .checks import Checks
 from .scenario import Aim, Scenario
@@ -228,9 +227,7 @@ class Faults:
         engine = self._world.engines[worker]
         speed = engine.speed
         self.happened("slow", target=f"worker {worker}")
-        engine.speed = ModelledSpeed(
-            speed.step_s * SLOWNESS, speed.load_s_per_atom * SLOWNESS, speed.page_s * SLOWNESS, speed.memory_bytes
-        )
+        engine.speed = speed.slowed(SLOWNESS)
         await trio.sleep(aim.lasts_s)
         engine.speed = speed
 

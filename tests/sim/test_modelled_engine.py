@@ -67,6 +67,12 @@ async def test_layers_grow_with_the_epochs_that_they_are_of_and_what_each_holds_
     assert await engine.drop(range(6), 2) == 2 * WEIGHT_BYTES + (7 + 1 + 3) * PAGE_BYTES
 
 
+def test_a_slow_worker_takes_longer_for_everything_and_has_the_memory_that_it_had():
+    speed = ModelledSpeed(step_s=1.0, step_s_per_atom=2.0, load_s_per_atom=3.0, page_s=4.0, memory_bytes=5)
+    slow = ModelledSpeed(step_s=10.0, step_s_per_atom=20.0, load_s_per_atom=30.0, page_s=40.0, memory_bytes=5)
+    assert speed.slowed(10.0) == slow
+
+
 async def test_memory_has_an_end():
     engine = ModelledEngine(MODEL, ModelledSpeed(memory_bytes=2 * WEIGHT_BYTES + 3 * PAGE_BYTES))
     with pytest.raises(OutOfMemoryError):
