@@ -129,6 +129,7 @@ class Handoff:
                 for place, receiver in self._receivers.items():
                     self._start(place, self._take, place, receiver)
                 await self._handle(Begin())
+                await trio.sleep_forever()  # with every transfer over, too: its own cut may be still to come
         finally:
             self.close()
             await self._close_links()

@@ -437,6 +437,22 @@ async def test_a_link_that_is_lost_between_the_cut_and_the_end_fails_the_handoff
         assert not made.acquirer.across.is_set()
 
 
+async def test_an_acquirer_whose_donor_died_after_its_end_is_across_at_its_own_cut(autojump_clock, tmp_path):
+    async with handover("memory", tmp_path) as made:
+        made.donor.step((1, 0, 20, [0, 1]))
+        made.start()
+        await made.voted()
+        await made.donor.handoff.cut(live_bits([0, 1], BLOCKS))
+        await made.donor.across.wait()
+        await trio.sleep(10)
+        made.network.crash("worker 1")
+        await trio.sleep(10)
+        assert not made.acquirer.ended.is_set()
+        await made.acquirer.handoff.cut(live_bits([0, 1], BLOCKS))
+        await made.acquirer.across.wait()
+        made.check([0, 1], 20)
+
+
 async def test_a_link_that_is_lost_after_the_end_fails_nothing(kind, tmp_path):
     async with handover(kind, tmp_path) as made:
         made.start()
