@@ -8,8 +8,7 @@ O(log requests + log replicas) however many run. What this leaves out:
 
 - all steps of one cycle take what the fullest takes, where they cannot overtake each other anyway; a request that is admitted waits
   ``join_wait`` of the time between two of them (half, by default) for the next to begin, if others run;
-- context grows evenly within a cycle, prompts reserve their KV whole, and pages are counted as tokens and half a page a request;
-- the last chunk of a prompt is as long as the others.
+- context grows evenly within a cycle, prompts reserve their KV whole, and pages are counted as tokens and half a page a request.
 
 Admission and preemption are the scheduler's (`actors.scheduler_machine`): oldest first, a prompt whole and a page for each runner;
 the youngest goes back to the queue when KV runs out, keeps its tokens and is prefilled again. LEAST_WORK is `policies.dispatch`
@@ -39,6 +38,7 @@ from .replica_kernels import (
     finish,
     first_token,
     kv_left,
+    next_chunk,
     preempt_youngest,
     take_head,
 )
@@ -115,7 +115,7 @@ def evict(state: ClusterState, slot: int, now_s: float, waiting_too: bool) -> No
         while replica.waiting > 0:
             request = take_head(state, slot)
             _insert_by_age(state, model, request)
-    _settle(state, slot, now_s)
+    _settle(state, slot, now_s, 0.0)
 
 
 @_compiled
@@ -157,7 +157,7 @@ def _dispatch(state: ClusterState, request: int, now_s: float) -> None:
     replica.waiting_tokens += requests[request].prompt + requests[request].made
     if replica.waiting == 1:  # behind others it changes nothing
         advance(state, slot, now_s)
-        _settle(state, slot, now_s)
+        _settle(state, slot, now_s, state.join_wait[0])
         if state.counters[DISPATCH] == CENTRAL and replica.waiting > 0:  # room for a row, but not for its KV
             take_head(state, slot)
             _insert_by_age(state, model, request)
@@ -174,7 +174,10 @@ def _replica_event(state: ClusterState, slot: int, now_s: float) -> None:
     same = max(SAME_CYCLE, CLOCK_ULP * now_s * replica.rate)
     running = replica.decoding + replica.prefilling
     while running > 0 and state.heap_due[slot, 0] <= replica.cycle + same:
-        if state.requests[state.heap_id[slot, 0]].phase == PREFILLS:
+        record = state.requests[state.heap_id[slot, 0]]
+        if record.phase == PREFILLS and record.left > 0.5:
+            next_chunk(state, slot)
+        elif record.phase == PREFILLS:
             first_token(state, slot, now_s)
         else:
             finish(state, slot, now_s)
@@ -185,21 +188,21 @@ def _replica_event(state: ClusterState, slot: int, now_s: float) -> None:
         else:
             preempt_youngest(state, slot)
         running = replica.decoding + replica.prefilling
-    _settle(state, slot, now_s)
+    _settle(state, slot, now_s, 0.0)
 
 
 @_compiled
-def _settle(state: ClusterState, slot: int, now_s: float) -> None:
+def _settle(state: ClusterState, slot: int, now_s: float, join_wait: float) -> None:
     """Admit what there is room for, and set the replica's speed and the time of its next event."""
     replica = state.replicas[slot]
     model = state.models[replica.model]
     serves = replica.phase in (SERVING, DRAINING)
     paused = not serves or replica.paused_until_s > now_s
     if not paused:
-        while replica.waiting > 0 and admit(state, slot, replica.waiting_head, now_s):
+        while replica.waiting > 0 and admit(state, slot, replica.waiting_head, now_s, join_wait):
             pass
         if state.counters[DISPATCH] == CENTRAL and replica.phase == SERVING:
-            while replica.waiting == 0 and model.waiting > 0 and _admit_central(state, slot, now_s):
+            while replica.waiting == 0 and model.waiting > 0 and _admit_central(state, slot, now_s, join_wait):
                 pass
     running = replica.decoding + replica.prefilling
     replica.rate, next_s = 0.0, np.inf
@@ -237,7 +240,7 @@ def _weigh(state: ClusterState, slot: int) -> None:
 
 
 @_compiled
-def _admit_central(state: ClusterState, slot: int, now_s: float) -> bool:
+def _admit_central(state: ClusterState, slot: int, now_s: float, join_wait: float) -> bool:
     """Admit the head of the model's queue; False where there is no room, and it stays there."""
     replica = state.replicas[slot]
     model = state.models[replica.model]
@@ -247,7 +250,7 @@ def _admit_central(state: ClusterState, slot: int, now_s: float) -> bool:
     replica.waiting_head = replica.waiting_tail = request
     replica.waiting = 1
     replica.waiting_tokens += state.requests[request].prompt + state.requests[request].made
-    if admit(state, slot, request, now_s):
+    if admit(state, slot, request, now_s, join_wait):
         return True
     take_head(state, slot)
     _insert_by_age(state, model, request)

@@ -23,6 +23,8 @@ from .engine_times import StepTimes
 from .served_model import ServedModel
 from .system import StageAt
 
+CONTEXT_CV = 0.8
+"""By how much contexts of requests vary where only their mean is known: that of Azure's conversations."""
 KV_BLOCKS_MAX = 1 << 24
 """Pages that are given to a replica with no end of memory."""
 
@@ -49,14 +51,17 @@ class PipelineTimes:
         prefilling: int = 0,
         prefill_tokens: float = 0.0,
         prefill_square_s: float = 0.0,
+        context_cv: float = 0.0,
     ) -> float:
-        """One cycle with so many requests: `event_kernels.cycle_seconds`. ``context`` is over all that decode."""
+        """One cycle with so many requests: `event_kernels.cycle_seconds`.
+
+        ``context`` is over all that decode, and varies among them by ``context_cv``.
+        """
         return float(
             _kernel()(
                 table_of(model.times),
                 model.times.context_s,
                 self.stages,
-                model.limits.step_tokens_max,
                 self.speed_sum,
                 self.speed_worst,
                 self.hop_s,
@@ -64,7 +69,9 @@ class PipelineTimes:
                 decoding,
                 prefilling,
                 context,
+                (1 + context_cv**2) * context**2 / max(decoding, 1),
                 prefill_tokens,
+                prefill_tokens / max(prefilling, 1),
                 prefill_square_s,
             )
         )
@@ -89,8 +96,9 @@ class PipelineTimes:
             max(1, round(prefilling)),
             tokens * prefilling,
             square_s,
+            CONTEXT_CV,
         )
-        plain = self.cycle_s(model, max(decoding, 1), decoding * context)
+        plain = self.cycle_s(model, max(decoding, 1), decoding * context, context_cv=CONTEXT_CV)
         mixed = min(1.0, prefilling)
         return (prefilling + decoding) / cycles / (mixed * slowest + (1 - mixed) * plain)
 

@@ -7,9 +7,11 @@ Owns the changes of one replica's record and of its requests. It must never know
 from __future__ import annotations
 
 import math
+from statistics import NormalDist
 from typing import Any
 
 import numba
+import numpy as np
 
 from .heap_kernels import push, sift_down, sift_up
 from .state import DECODES, DONE, ENDED, EVENTS, FAILED, PREFILLS, WAITS, ClusterState
@@ -22,6 +24,8 @@ PAGE = 16.0
 """Tokens of a KV page (`runtime.interface.BLOCK_TOKENS`)."""
 SAME_CYCLE = 1e-7
 """Cycles that are one moment: sums of floats differ by less."""
+EXPECTED_MOST = np.array([0.0, 0.0, *(NormalDist().inv_cdf((n - 0.375) / (n + 0.25)) for n in range(2, 65))])
+"""The expected largest of so many standard normal values (Blom's approximation)."""
 CLOCK_ULP = 1e-15
 """What a time is rounded by, as a share of it."""
 
@@ -31,7 +35,6 @@ def cycle_seconds(
     table: Any,
     context_s: float,
     stages: int,
-    step_tokens: int,
     speed_sum: float,
     speed_worst: float,
     hop_s: float,
@@ -39,12 +42,16 @@ def cycle_seconds(
     decoding: int,
     prefilling: int,
     context: float,
+    squares: float,
     prefill_tokens: float,
+    prefill_largest: float,
     prefill_square_s: float,
 ) -> float:
     """One cycle of a pipeline with so many requests: the way through all stages, or what the slowest stage takes for all steps.
 
-    The requests are spread over as many steps as there are stages. Prompts' chunks are packed into as few of them as hold them.
+    The requests are spread over as many steps as there are stages, and since steps do not overtake each other the slowest sets the
+    pace: the one with the largest chunk of a prompt, or that whose rows happen to have the most context. ``squares`` is the sum of
+    their squared contexts, of which this is the expected most.
     """
     running = decoding + prefilling
     if running == 0:
@@ -53,14 +60,17 @@ def cycle_seconds(
     rows = float(-(-decoding // steps))
     attention = context_s * context / steps
     plain = _step(table, rows) + attention
-    tokens, full, mixed = rows, plain, 0
+    spread = math.sqrt(max(0.0, squares - context * context / max(decoding, 1)) / steps)
+    tokens, mixed, full = rows, 0, plain
+    slowest = plain + context_s * spread * EXPECTED_MOST[min(steps, len(EXPECTED_MOST) - 1)]
     if prefilling > 0:
-        room = max(1.0, step_tokens - rows)
-        mixed = min(steps, max(1, math.ceil(prefill_tokens / room - 1e-9)))
-        tokens = rows + prefill_tokens / mixed
+        mixed = min(steps, prefilling)
+        tokens = rows + max(prefill_largest, prefill_tokens / mixed)
         full = _step(table, tokens) + attention + prefill_square_s / mixed
-    through = full * speed_sum + hop_s + hop_token_s * tokens
-    return max(through, (mixed * full + (steps - mixed) * plain) * speed_worst)
+        slowest = max(slowest, full)
+    through = slowest * speed_sum + hop_s + hop_token_s * tokens
+    mean = plain if mixed == 0 else _step(table, rows + prefill_tokens / mixed) + attention + prefill_square_s / mixed
+    return max(through, (mixed * mean + (steps - mixed) * plain) * speed_worst)
 
 
 @_inlined
@@ -82,6 +92,8 @@ def advance(state: ClusterState, slot: int, now_s: float) -> None:
     if replica.rate > 0.0:
         passed_s = now_s - replica.at_s
         cycles = passed_s * replica.rate
+        decoded = replica.context - replica.prefill_context
+        replica.squares += cycles * (2 * decoded + cycles * replica.decoding)
         replica.cycle += cycles
         replica.context += cycles * replica.decoding
         replica.served_tokens += cycles * replica.decoding
@@ -96,7 +108,6 @@ def cycle_now(state: ClusterState, replica: Any, model: Any) -> float:
         state.tables[replica.model],
         model.context_s,
         replica.stages,
-        model.step_tokens_max,
         replica.speed_sum,
         replica.speed_worst,
         replica.hop_s,
@@ -104,13 +115,15 @@ def cycle_now(state: ClusterState, replica: Any, model: Any) -> float:
         replica.decoding,
         replica.prefilling,
         replica.context - replica.prefill_context,
+        replica.squares,
         replica.prefill_tokens,
+        math.sqrt(replica.prefill_fourths / replica.prefill_squares) if replica.prefilling > 0 else 0.0,
         replica.prefill_square_s,
     )
 
 
 @_compiled
-def admit(state: ClusterState, slot: int, request: int, now_s: float) -> bool:
+def admit(state: ClusterState, slot: int, request: int, now_s: float, join_wait: float) -> bool:
     """Admit the head of the replica's queue; False where there is no room. What can never fit fails, and is out of the way."""
     replica, record = state.replicas[slot], state.requests[request]
     model = state.models[replica.model]
@@ -118,11 +131,7 @@ def admit(state: ClusterState, slot: int, request: int, now_s: float) -> bool:
     context = record.prompt + record.made
     if running >= replica.running_max:
         return False
-    chunks = math.ceil(context / max(1.0, model.step_tokens_max - math.ceil(replica.decoding / replica.stages)))
-    chunk = context / chunks
-    if replica.prefilling > 0 and (
-        replica.prefill_tokens + chunk > replica.stages * model.step_tokens_max - replica.decoding
-    ):
+    if replica.prefilling > 0 and _prefill_room(replica, model.step_tokens_max) < 1.0:
         return False
     if replica.context + context + PAGE * (running + 1) > replica.kv_tokens:
         if running > 0:
@@ -133,15 +142,67 @@ def admit(state: ClusterState, slot: int, request: int, now_s: float) -> bool:
     take_head(state, slot)
     if math.isnan(record.begun_s):
         record.begun_s = now_s
-    record.phase, record.chunk, record.context = PREFILLS, chunk, context
-    join = state.join_wait[0] / min(running, replica.stages) if running > 0 else 0.0
+    record.phase, record.context, record.left = PREFILLS, context, context
+    before_s = 1.0 / replica.rate if running > 0 and replica.rate > 0.0 else 0.0
     replica.prefilling += 1
     replica.context += context
     replica.prefill_context += context
-    replica.prefill_tokens += chunk
-    replica.prefill_square_s += model.square_s * context * chunk
-    push(state.heap_due[slot], state.heap_id[slot], running, replica.cycle + chunks + join, request)
+    cycles = _chunk(replica, record, model)
+    # It waits for the next step to begin while steps are still as they were.
+    join = join_wait * before_s / (min(max(running, 1), replica.stages) * cycle_now(state, replica, model))
+    push(state.heap_due[slot], state.heap_id[slot], running, replica.cycle + cycles + join, request)
     return True
+
+
+@_inlined
+def _prefill_room(replica: Any, step_tokens: int) -> float:
+    """Prompt tokens that a cycle has room for beyond those that it has.
+
+    Decoding rows fill steps first, each up to its share of all requests (`policies.batching`), and a prompt gets into a step with a
+    place that no row takes. How many steps have one? Where rows pack into full steps, those that are left and, as runs step by
+    step show, one more; where places become free anywhere, as many as random places hit. Real runs are between: the geometric mean.
+    """
+    share = -(-(replica.decoding + replica.prefilling + 1) // replica.stages)
+    packed = 1.0 + replica.stages - replica.decoding // share
+    places = replica.stages * share - replica.decoding
+    spread = replica.stages * (1.0 - (1.0 - 1.0 / replica.stages) ** places)
+    steps = min(math.sqrt(packed * spread), float(replica.stages))
+    return steps * max(1.0, step_tokens - math.ceil(replica.decoding / replica.stages)) - replica.prefill_tokens
+
+
+@_inlined
+def _chunk(replica: Any, record: Any, model: Any) -> float:
+    """The request's next chunks, as many as are alike. Returns their number, and with it cycles."""
+    step = max(1.0, model.step_tokens_max - math.ceil(replica.decoding / replica.stages))
+    chunk = min(record.left, step, max(1.0, _prefill_room(replica, model.step_tokens_max)))
+    chunks = math.floor(record.left / chunk) if chunk == step else 1.0
+    record.chunk = chunk
+    record.left -= chunk * chunks
+    _count_chunk(replica, record, model, 1.0)
+    return chunks
+
+
+@_inlined
+def _count_chunk(replica: Any, record: Any, model: Any, sign: float) -> None:
+    """A chunk is in each cycle from now on, or no more.
+
+    The largest of those of a cycle is taken to be sqrt(sum c^4 / sum c^2), which it is for one, and for any number of equals.
+    """
+    square = record.chunk * record.chunk
+    replica.prefill_tokens += sign * record.chunk
+    replica.prefill_squares += sign * square
+    replica.prefill_fourths += sign * square * square
+    replica.prefill_square_s += sign * model.square_s * record.context * record.chunk
+
+
+@_compiled
+def next_chunk(state: ClusterState, slot: int) -> None:
+    """The request whose present chunks are done goes on with the next."""
+    replica = state.replicas[slot]
+    record, model = state.requests[state.heap_id[slot, 0]], state.models[replica.model]
+    _count_chunk(replica, record, model, -1.0)
+    state.heap_due[slot, 0] += _chunk(replica, record, model)
+    sift_down(state.heap_due[slot], state.heap_id[slot], 0, replica.decoding + replica.prefilling)
 
 
 @_compiled
@@ -156,6 +217,7 @@ def first_token(state: ClusterState, slot: int, now_s: float) -> None:
     replica.prompt_tokens += record.context
     replica.served_tokens += 1
     replica.decoding += 1
+    replica.squares += float(record.context) ** 2
     record.phase, record.base = DECODES, due
     left = record.output - record.made - 1
     if left <= 0:
@@ -224,24 +286,26 @@ def remove(state: ClusterState, slot: int, place: int) -> None:
         replica.context -= record.context
     else:
         replica.decoding -= 1
-        replica.context -= record.context + replica.cycle - record.base
+        context = record.context + replica.cycle - record.base
+        replica.context -= context
+        replica.squares -= context * context
     last = replica.decoding + replica.prefilling
     due[place], ids[place] = due[last], ids[last]
     if place < last:
         sift_down(due, ids, place, last)
         sift_up(due, ids, place)
     if last == 0:
-        replica.context = 0.0
+        replica.context = replica.squares = 0.0
 
 
 @_inlined
 def _leave_prefill(state: ClusterState, replica: Any, record: Any) -> None:
     replica.prefilling -= 1
     replica.prefill_context -= record.context
-    replica.prefill_tokens -= record.chunk
-    replica.prefill_square_s -= state.models[replica.model].square_s * record.context * record.chunk
+    _count_chunk(replica, record, state.models[replica.model], -1.0)
     if replica.prefilling == 0:  # sums of floats leave crumbs
         replica.prefill_context = replica.prefill_tokens = replica.prefill_square_s = 0.0
+        replica.prefill_squares = replica.prefill_fourths = 0.0
 
 
 @_compiled

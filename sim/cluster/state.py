@@ -31,6 +31,7 @@ REQUEST = np.dtype(
         ("end_s", np.float64),
         ("base", np.float64),  # its replica's cycle when its present run's first token came
         ("chunk", np.float64),  # prompt tokens that it adds to each cycle while it prefills
+        ("left", np.float64),  # prompt tokens beyond its present chunks
         ("prompt", np.int32),
         ("output", np.int32),
         ("made", np.int32),  # tokens made in earlier runs, which a preemption keeps
@@ -50,8 +51,11 @@ REPLICA = np.dtype(
         ("rate", np.float64),  # cycles per second from at_s on
         ("paused_until_s", np.float64),
         ("context", np.float64),  # tokens of KV held or reserved
+        ("squares", np.float64),  # the sum of the squared contexts of those that decode
         ("prefill_context", np.float64),  # those of them that belong to prompts not yet prefilled
         ("prefill_tokens", np.float64),  # prompt tokens of one cycle
+        ("prefill_squares", np.float64),  # the sum of the squares of their chunks, and of the fourth powers
+        ("prefill_fourths", np.float64),
         ("prefill_square_s", np.float64),  # what their attention adds to one cycle
         ("kv_tokens", np.float64),
         ("speed_sum", np.float64),  # a step's time through all stages, in whole-model times at speed 1
