@@ -14,12 +14,24 @@ from .actors.devices import DEVICES_MAX, DeviceError, cuda_devices, parse_device
 from .actors.refactor import RefactorRefusedError, RefactorRequest, SameShapeRefusedError
 from .actors.route import Route, StagePlacement
 from .planning import LOCAL_LINK
-from .policies.memory_fit import no_room, room_of, roomiest, tightest
+from .policies.cluster_map import cluster_map
+from .policies.device_facts import DeviceFacts, LinkClasses
+from .policies.memory_fit import no_room, room_of, tightest
 from .policies.move import parse_move, stages_after
 from .policies.partition import PartitionProblem, check_stage_count, parse_partition, partition
+from .policies.placement import place
+from .policies.placement_effort import readable
+from .policies.placement_values import WHOLE_PPM, NoPlacement, PlacementRequest, PresentStage
 from .policies.reassignment import Devices, HeldStage, SameShapeError, WantedStage, reassign
 from .policies.types import AtomCost, InfeasiblePartition, PlanError, StageLimit
 from .preparation import PreparedModel, costs_for, planned_tokens
+
+READABLE_DEVICES_MAX = 8
+"""Devices among which the readable search is quick, in some tens of ms; for more its compiled twin is worth loading."""
+_MIX = (1, 2, 4, 8)
+"""Into how many stages the model may be cut next: what is left free is to be of use for them."""
+_ROOM_MAX = 1 << 42
+"""A device of which no memory is stated counts as this large."""
 
 
 class RefactorPlanner:
@@ -67,11 +79,16 @@ class RefactorPlanner:
         present = [HeldStage(s.worker, s.first_atom, s.end_atom, s.device) for s in route.stages]
         try:
             devices = self._devices([stage.device for stage in route.stages], taken_devices)
-            wanted = self._wanted(request, present)
+            placed = request.stages is not None and bool(self._stated)
+            wanted = (
+                self._placed(request.stages or 0, present, devices, live_tokens)
+                if placed
+                else self._wanted(request, present)
+            )
             moved_bytes = [atom.weight_bytes + atom.kv_bytes_per_token * live_tokens for atom in self._atoms]
             stages = reassign(present, wanted, moved_bytes, devices, next_worker)
             if not self._fit(stages, live_tokens):
-                named = self._within_memory(request, present, wanted, stages, devices, live_tokens)
+                named = self._within_memory(present, wanted, stages, devices, live_tokens)
                 stages = reassign(present, named, moved_bytes, devices, next_worker)
         except SameShapeError as error:
             raise SameShapeRefusedError(str(error)) from error
@@ -125,21 +142,14 @@ class RefactorPlanner:
 
     def _within_memory(
         self,
-        request: RefactorRequest,
         present: Sequence[HeldStage],
         wanted: Sequence[WantedStage],
         stages: Sequence[HeldStage],
         devices: Devices,
         live_tokens: int,
     ) -> tuple[WantedStage, ...]:
-        """The wanted stages on devices that have the memory for them, cut anew where the user named a count only.
-
-        ``stages`` is how they would lie were there no limits. Raises `InfeasiblePartition`.
-        """
-        free = [device for device in devices.offered if device not in devices.taken]
-        usable = list(dict.fromkeys([*(stage.device for stage in present), *free]))
-        if request.stages is not None:
-            return self._cut_for(roomiest(usable, self._stated, len(wanted)), live_tokens)
+        """The wanted stages on devices that have the memory for them. Raises `InfeasiblePartition`."""
+        usable = _usable(present, devices)
         needed = [self._needed_bytes(range(stage.first_atom, stage.end_atom), live_tokens) for stage in wanted]
         for stage, size in zip(wanted, needed, strict=True):
             if stage.device is not None and size > room_of(stage.device, self._stated):
@@ -149,14 +159,44 @@ class RefactorPlanner:
             raise InfeasiblePartition(f"{no_room(needed, usable, self._stated)}; use more stages or a larger device")
         return tuple(WantedStage(w.first_atom, w.end_atom, device) for w, device in zip(wanted, chosen, strict=True))
 
-    def _cut_for(self, devices: Sequence[str], live_tokens: int) -> tuple[WantedStage, ...]:
-        """Stages for these devices in order, each within its memory. Raises `InfeasiblePartition`."""
-        everything = self._needed_bytes(range(len(self._atoms)), live_tokens)
-        limits = tuple(StageLimit(min(everything, room_of(device, self._stated))) for device in devices)
-        tokens = max(self._kv_tokens, live_tokens)
-        cuts = partition(PartitionProblem(self._atoms, limits, LOCAL_LINK, tokens)).cuts
-        stages = _cut_at(cuts, len(self._atoms))
-        return tuple(WantedStage(w.first_atom, w.end_atom, device) for w, device in zip(stages, devices, strict=True))
+    def _placed(
+        self, count: int, present: Sequence[HeldStage], devices: Devices, live_tokens: int
+    ) -> tuple[WantedStage, ...]:
+        """Cuts and devices of ``count`` stages, chosen together for devices with a stated memory.
+
+        By what a step takes, what moves, and what is left for other stages. Raises `PlanError`, `InfeasiblePartition`.
+        """
+        check_stage_count(count, len(self._atoms))
+        usable = _usable(present, devices)
+        if count > len(usable):
+            raise PlanError(f"{count} stages need {count} devices, and {len(usable)} are free for them")
+        sizes = [min(room_of(device, self._stated), _ROOM_MAX) for device in usable]
+        cluster = cluster_map(
+            [DeviceFacts(device, "here", size, size, "cpu") for device, size in zip(usable, sizes, strict=True)],
+            links=LinkClasses(LOCAL_LINK, LOCAL_LINK, LOCAL_LINK, LOCAL_LINK),
+        )
+        held = tuple(PresentStage(cluster.row(s.device), s.first_atom, s.end_atom) for s in present)
+        whole = self._needed_bytes(range(len(self._atoms)), live_tokens)
+        found = place(
+            cluster,
+            PlacementRequest(
+                self._atoms,
+                stages_min=count,
+                stages_max=count,
+                kv_tokens=max(self._kv_tokens, live_tokens),
+                present=(held,),
+                held_kv_tokens=live_tokens,
+                fragment_mix=tuple((whole // stages, WHOLE_PPM // len(_MIX)) for stages in _MIX),
+            ),
+            readable() if len(usable) <= READABLE_DEVICES_MAX else None,
+        )
+        if isinstance(found, NoPlacement):
+            raise InfeasiblePartition(found.reason, found.missing_bytes)
+        (replica,) = found.replicas
+        return tuple(
+            WantedStage(stage.cost.first_atom, stage.cost.end_atom, cluster.device_names[stage.device])
+            for stage in replica.stages
+        )
 
     def _fit(self, stages: Sequence[HeldStage], live_tokens: int) -> bool:
         return all(
@@ -193,6 +233,12 @@ class RefactorPlanner:
             )
             for stage in stages
         )
+
+
+def _usable(present: Sequence[HeldStage], devices: Devices) -> list[str]:
+    """Devices that the stages may lie on: those of the present ones first."""
+    free = [device for device in devices.offered if device not in devices.taken]
+    return list(dict.fromkeys([*(stage.device for stage in present), *free]))
 
 
 def _cut_at(cuts: Sequence[int], atoms: int) -> tuple[WantedStage, ...]:

@@ -57,6 +57,13 @@ def kernels() -> Engine:
     return Engine(placement_kernels.search, placement_kernels.floors)
 
 
+def readable() -> Engine:
+    """The engine to be read, which needs no compiling."""
+    from . import placement_search, placement_survey
+
+    return Engine(placement_search.search, placement_survey.floors)
+
+
 def widened(search: Search, problem: ReplicaProblem, states_max: int = STATES_MAX) -> Found:
     """The best chain by wider and wider beams, until it is proved or would cost too much to prove; then mended."""
     guesses, best = bottleneck_guesses(problem), NOTHING
