@@ -95,10 +95,11 @@ def _memory(cluster: ClusterMap, request: PlacementRequest, replicas: int) -> No
     have = sum(usable)
     if have >= need:
         return None
+    takes = "takes" if replicas == 1 else "take"
     return NoPlacement(
         f"{size(need - have)} more on devices of at least {size(smallest + request.workspace_bytes)} are needed:"
-        f" {_replicas(replicas)} with KV for {request.kv_tokens:,} tokens {"takes" if replicas == 1 else "take"} {size(need)}, and the {len(usable)} largest free"
-        f" devices, for {request.stages_max} stages each at most, have {size(have)} for them",
+        f" {_replicas(replicas)} with KV for {request.kv_tokens:,} tokens {takes} {size(need)},"
+        f" and the {len(usable)} largest free devices, for {request.stages_max} stages each at most, have {size(have)} for them",
         need - have,
     )
 

@@ -176,7 +176,7 @@ def test_more_stages_than_free_devices_are_refused_where_memories_are_stated():
 
 def test_kv_of_live_requests_counts_against_a_stated_memory():
     assert shape(plan(serving(), devices=LARGE_AND_SMALL, stages=2, live_tokens=8))[1][3] == "cpu:1"
-    with pytest.raises(RefactorRefusedError, match="^40 bytes more on devices of at least 100 bytes are needed"):
+    with pytest.raises(RefactorRefusedError, match="40 bytes more on devices of at least 100 bytes are needed"):
         plan(serving(), devices="cpu:2x800B", stages=2, live_tokens=10)
 
 
@@ -185,7 +185,7 @@ def test_kv_of_live_requests_counts_against_a_stated_memory():
     [
         ("cpu:1x2000B,cpu:1x300B", {"move": "3-5:cpu:1"}, r"cpu:1 \(0 MiB\); move fewer layers there"),
         ("cpu:3x800B", {"partition": "1,5"}, "stage 1 needs .* the largest device left for it is cpu:0"),
-        ("cpu:3x600B", {"stages": 2}, "^200 bytes more on devices"),
+        ("cpu:3x600B", {"stages": 2}, "200 bytes more on devices"),
     ],
 )
 def test_a_stage_that_does_not_fit_its_device_is_refused_by_name(devices, wish, sentence):
