@@ -7,12 +7,15 @@ a refused candidate that says why. Reads nothing, starts nothing and changes not
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from .actors.refactor import RefactorRefusedError, RefactorRequest, SameShapeRefusedError
 from .actors.route import Route, StagePlacement
 from .planning import LOCAL_LINK
+from .policies.cluster_map import cluster_map
+from .policies.device_facts import DeviceFacts
+from .policies.fragmentation import StageMix, fragmentation
 from .policies.granularity import Shape
 from .policies.memory_fit import UNLIMITED_BYTES, room_of
 from .policies.types import NS_PER_S, AtomCost
@@ -107,6 +110,8 @@ class ShapePlanner:
         return replace(
             shape,
             startup_s=WORKER_START_S + kv_bytes / COPY_BYTES_PER_S,
+            fragmentation_share=self._fragments(pipelines)
+            - self._fragments([route.stages for route in running.routes]),
             switch_s=shape.tpot_s,  # about one step, as measured; see `flexpipe bench refactor`
             moved_bytes=kv_bytes + sum(atom.weight_bytes for atom in moved),
         )
@@ -169,6 +174,24 @@ class ShapePlanner:
         threads = max(stage.threads for pipeline in pipelines for stage in pipeline)
         return max(1.0, self._cores / threads)
 
+    def _fragments(self, pipelines: Sequence[Sequence[StagePlacement]]) -> float:
+        """The share of all stated memory that lies free beside these pipelines and is of no use for another stage."""
+        if not self._stated_bytes:
+            return 0.0
+        held = {stage.device: self._weight_bytes(stage.atoms) for pipeline in pipelines for stage in pipeline}
+        cluster = cluster_map(
+            [
+                DeviceFacts(device, "here", size, max(0, size - held.get(device, 0)), "cpu")
+                for device, size in self._stated_bytes.items()
+            ]
+        )
+        whole = self._weight_bytes(range(len(self._atoms)))
+        mix = StageMix.of_sizes([whole // stages for stages in STAGE_COUNTS if stages <= len(self._devices)])
+        return fragmentation(cluster, mix) / sum(self._stated_bytes.values())
+
+    def _weight_bytes(self, atoms: Iterable[int]) -> int:
+        return sum(self._atoms[atom].weight_bytes for atom in atoms)
+
     def _kv_tokens(self, pipeline: Sequence[StagePlacement]) -> int:
         """Tokens of context that fit the tightest stage, at most as many as the server allows."""
         return min((self._stage_kv_tokens(stage) for stage in pipeline), default=0)
@@ -178,7 +201,7 @@ class ShapePlanner:
         room = room_of(stage.device, self._stated_bytes)
         if per_token == 0 or room == UNLIMITED_BYTES:
             return self.load.kv_tokens_max
-        left = room - sum(self._atoms[atom].weight_bytes for atom in stage.atoms)
+        left = room - self._weight_bytes(stage.atoms)
         return max(0, min(left // per_token, self.load.kv_tokens_max))
 
     @property

@@ -67,6 +67,12 @@ def test_what_does_not_fit_is_refused_by_name_and_what_fits_in_fragments_is_not(
     assert shapes["2 stages"].kv_tokens < LOAD.kv_tokens_max
 
 
+def test_a_shape_that_leaves_less_of_use_for_other_stages_makes_more_fragments():
+    shapes = by_words(planner(stated=(600, 220, 220, 220)).candidates(ALONE))
+    assert shapes["2 stages"].fragmentation_share != 0
+    assert all(shape.fragmentation_share == 0 for shape in planner().candidates(ALONE))
+
+
 def test_starting_up_takes_a_worker_and_the_pages_of_what_runs():
     idle, busy = (by_words(planner().candidates(Running(ALONE.routes, tokens)))["2 stages"] for tokens in (0, 9000))
     assert idle.startup_s == WORKER_START_S
