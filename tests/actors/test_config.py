@@ -15,6 +15,10 @@ from flexpipe.actors.config import ConfigError, ServeConfig, parse_size
         ({"stages": 2, "partition": "1,2"}, "give one of them"),
         ({"host": "0.0.0.0"}, "set api-key"),
         ({"kv_memory": "much"}, "'much' is no size"),
+        ({"dry_run": True}, "give auto, too"),
+        ({"auto": True, "pace": 0.0}, "pace is 0.0"),
+        ({"auto": True, "pace": float("nan")}, "pace is nan"),
+        ({"auto": True, "changes_per_hour": 0}, "changes-per-hour is 0"),
     ],
 )
 def test_an_impossible_setting_is_named(settings, sentence):
