@@ -51,3 +51,11 @@ class Admission:
         if waiting >= self._queue_requests_max:
             return "overloaded", f"{waiting} requests are waiting already; try again in a moment"
         return None
+
+
+def outgrown(blocks: int, kv_blocks: int) -> str:
+    """Why a request that may come to need ``blocks`` ends when a pipeline comes up again with ``kv_blocks``."""
+    return (
+        f"the stages that were brought up again have room for {kv_blocks} KV blocks of {BLOCK_TOKENS} tokens, and this request "
+        f"may need {blocks}; try again with a smaller max_tokens, or when there is more memory"
+    )

@@ -30,13 +30,18 @@ def _memory_of(device: str, stated_bytes: Mapping[str, int]) -> str:
 
 
 def refusal(change: Change, room: RoomKnown) -> str:
-    """Why the requests that are here do not let the change be, "" where they do."""
+    """Why the requests that are here do not let the change be, "" where they do.
+
+    Where nothing serves they have no say: the scheduler ends those that are too large with an error.
+    """
+    if change.base is None:
+        return ""
     if room.largest_blocks > change.kv_blocks:
         return (
             f"the new stages have room for {change.kv_blocks} KV blocks of {BLOCK_TOKENS} tokens and a request that is "
             f"here may need {room.largest_blocks}; use more stages, or wait for it to end"
         )
-    if room.beyond and change.base is not None and not change.allow_preempt:
+    if room.beyond and not change.allow_preempt:
         return (
             f"the new stages have room for {change.kv_blocks} KV blocks, so {room.beyond} running requests would have to be "
             "prefilled again; allow that (allow-preempt), use more stages, or try again later"

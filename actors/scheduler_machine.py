@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 
 from ..policies.batching import BatchLimits, Candidate, Share, choose_batch
 from ..runtime.interface import BLOCK_TOKENS
-from .admission import Admission
+from .admission import Admission, outgrown
 from .block_ledger import BlockLedger
 from .generation import Finish, TokenEvent
 from .messages import Cut, StepPlan
@@ -140,8 +140,7 @@ class SchedulerMachine:
 
     def largest_blocks(self) -> int:
         """Blocks that the largest request may come to need: its prompt and all tokens that it may have."""
-        totals = (len(r.spec.prompt) + r.spec.max_tokens for r in (*self._running.values(), *self._waiting.values()))
-        return _blocks(max(totals, default=0))
+        return max((r.blocks_max for r in (*self._running.values(), *self._waiting.values())), default=0)
 
     def check(self) -> None:
         """Raise unless the books balance; cheap enough to run whenever the scheduler is idle."""
@@ -181,6 +180,11 @@ class SchedulerMachine:
                 return  # told twice
             raise SchedulerError(f"epoch {event.epoch} came up while epoch {self._pipeline.epoch} serves")
         self._ledger = BlockLedger(event.kv_blocks)
+        for request in [r for r in self._waiting.values() if r.blocks_max > event.kv_blocks]:
+            del self._waiting[request.id]
+            self._retire(request)
+            self._lost += 1
+            yield Fail(request.id, "stage_lost", outgrown(request.blocks_max, event.kv_blocks))
         yield self._begin(event, live=b"", abandon=True)
 
     def _pipeline_switch(self, event: PipelineSwitch) -> Iterator[Instruction]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..runtime.interface import BLOCK_TOKENS
 from .generation import GenerationRequest
 from .messages import AdmitSampling, StepPlan
 
@@ -25,6 +26,11 @@ class Sequence:
     in_step: bool = False
     cancelled: bool = False
     sampling_admitted: bool = False
+
+    @property
+    def blocks_max(self) -> int:
+        """KV blocks that it may come to need: for its prompt and all tokens that it may have."""
+        return -(-(len(self.spec.prompt) + self.spec.max_tokens) // BLOCK_TOKENS)
 
     @property
     def outputs(self) -> int:

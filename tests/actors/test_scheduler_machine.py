@@ -459,6 +459,20 @@ def test_an_interrupted_pipeline_loses_no_request_and_repeats_no_token():
     assert harness.machine.counts().reprefills == 1
 
 
+def test_a_pipeline_that_comes_up_again_with_less_room_ends_what_it_cannot_hold_and_nothing_else():
+    harness = Harness()
+    harness.submit(0, range(40), max_tokens=200)
+    harness.submit(1, range(20), max_tokens=20)
+    for _ in range(4):
+        harness.run_step()
+    harness.handle(PipelineInterrupted("worker 1 was lost"))
+    harness.up(blocks=8)
+    assert harness.failed == {0: "stage_lost"}
+    harness.run_all()
+    assert set(harness.failed) == {0}
+    assert harness.tokens[1] == expected_tokens(MODEL, range(20), SamplingParams(temperature=0.0), 20)
+
+
 def test_a_broken_pipeline_takes_requests_that_wait_for_it():
     harness = Harness()
     harness.handle(PipelineInterrupted("worker 1 was lost"))
