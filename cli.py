@@ -1,4 +1,4 @@
-"""The command line: `flexpipe serve | generate | chat | ps | refactor | plan | map | pull | doctor | simulate | bench | certify`.
+"""The command line: `flexpipe serve | generate | chat | ps | refactor | plan | map | pull | doctor | simulate | bench | certify | evaluate`.
 
 Each command turns its arguments into calls and the outcome into text or JSON. Exit codes: 0 fine, 1 failed, 2 misused. Nothing
 heavy is imported before a command needs it, so `--help` and `ps` start in a fraction of a second.
@@ -18,6 +18,7 @@ from . import __version__
 from .actors.config import ConfigError, ServeConfig
 from .commands.bench_app import DEFAULT_MODEL, bench
 from .commands.certify_app import certify
+from .commands.evaluate_app import evaluate
 
 CONFIG_FILE = "flexpipe.toml"
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -314,6 +315,7 @@ app.command(
 
 app.command(bench)
 app.command(certify)
+app.command(evaluate)
 
 
 def main() -> None:

@@ -15,15 +15,19 @@ from .cells import Cell, Load
 AZURE_CONV = "azure_llm_2023_conv"
 SERVEGEN = "servegen_m_large_bursty_1h"
 CVS = (1.0, 2.0, 4.0, 8.0)
-PAPER_MAP = "a100:random:50"
-EMPTY_MAP = "a100"
+PAPER_MAP = "a100"
+SHARED_MAP = "a100:random:50"
+SHARED_RATE = 6.0
+"""Requests a second on the shared map: as large a part of what it has room for as the paper's 20 are of the empty cluster."""
 MAPS = tuple(f"{policy}:{allocated}" for policy in ("random", "bestfit", "fgd") for allocated in (70, 90))
 SEEDS, SEEDS_QUICK = 5, 3
-HOURS_2_S, QUICK_S = 7200.0, 900.0
+HOURS_2_S, HOUR_S, HALF_HOUR_S, QUICK_S = 7200.0, 3600.0, 1800.0, 600.0
 PROVISIONS = (1.0, 1.15, 1.3, 1.5, 1.75, 2.0, 2.5, 3.0)
 """Capacities of static systems that are tried with hindsight, over the mean load."""
 PROVISIONS_QUICK = (1.0, 1.2, 1.5, 2.0)
 PROVISIONS_BURSTY = (*PROVISIONS, 4.0, 6.0, 10.0)
+ABLATED = (1.0, 4.0)
+"""Where every control and ablation runs."""
 CORE = ("fluid", "paper", "alpaserve", "muxserve", "serverlessllm", "tetris", "replicas-only", "oracle")
 """Systems run everywhere; the other controls and the ablations only where the paper's headlines are."""
 
@@ -48,24 +52,34 @@ def cells_of(parts: Sequence[Part]) -> list[Cell]:
 
 
 def paper_parts(*, quick: bool) -> tuple[Part, ...]:
-    """The paper's evaluation; the quick one has its main model, an eighth of the time and fewer seeds."""
+    """The paper's evaluation; the quick one has its main model, ten minutes of load and fewer seeds."""
     if quick:
         statics = statics_of(PROVISIONS_QUICK)
         return tuple(Part(gamma("opt-66b", cv, QUICK_S), PAPER_MAP, (*SYSTEMS, *statics), SEEDS_QUICK) for cv in CVS)
     statics = statics_of(PROVISIONS)
-    main = [Part(gamma("opt-66b", cv), PAPER_MAP, (*SYSTEMS, *statics), SEEDS) for cv in CVS]
+    main = [
+        Part(gamma("opt-66b", cv), PAPER_MAP, (*(SYSTEMS if cv in ABLATED else CORE), *statics), SEEDS) for cv in CVS
+    ]
     others = [
-        Part(gamma(model, cv), PAPER_MAP, (*CORE, *statics), SEEDS)
+        Part(gamma(model, cv, HALF_HOUR_S), PAPER_MAP, (*CORE, *statics), SEEDS)
         for model in ("llama-2-7b", "bert-21b", "whisper-9b")
         for cv in CVS
     ]
-    empty = [Part(gamma("opt-66b", cv), EMPTY_MAP, (*CORE, *statics), SEEDS) for cv in (1.0, 4.0)]
+    shared = [
+        Part(gamma("opt-66b", cv, HALF_HOUR_S, SHARED_RATE), SHARED_MAP, (*SYSTEMS, *statics), SEEDS) for cv in ABLATED
+    ]
+    bursty = statics_of(PROVISIONS_BURSTY)
     traces = [
-        Part(Load("opt-66b", trace, duration_s=3600.0), PAPER_MAP, (*SYSTEMS, *statics_of(PROVISIONS_BURSTY)), SEEDS)
+        Part(
+            Load("opt-66b", trace, duration_s=HOUR_S),
+            PAPER_MAP,
+            (*(SYSTEMS if trace == AZURE_CODE else CORE), *bursty),
+            SEEDS,
+        )
         for trace in (AZURE_CONV, AZURE_CODE, SERVEGEN)
     ]
-    maps = [Part(gamma("opt-66b", 4.0, 1800.0), name, (*CORE, *statics), SEEDS) for name in MAPS]
-    return (*main, *others, *empty, *traces, *maps)
+    maps = [Part(gamma("opt-66b", 4.0, HALF_HOUR_S), name, (*CORE, *statics), SEEDS) for name in MAPS]
+    return (*main, *others, *shared, *traces, *maps)
 
 
 def trace_parts(trace: str, model: str, map_name: str, seeds: int) -> tuple[Part, ...]:
@@ -73,9 +87,9 @@ def trace_parts(trace: str, model: str, map_name: str, seeds: int) -> tuple[Part
     return (Part(Load(model, trace, duration_s=0.0), map_name, (*SYSTEMS, *statics_of(PROVISIONS_BURSTY)), seeds),)
 
 
-def gamma(model: str, cv: float, duration_s: float = HOURS_2_S) -> Load:
+def gamma(model: str, cv: float, duration_s: float = HOURS_2_S, rate_per_s: float = 20.0) -> Load:
     """The paper's load: 20 requests a second, lengths of Azure's conversations."""
-    return Load(model, AZURE_CONV, cv, duration_s=duration_s)
+    return Load(model, AZURE_CONV, cv, rate_per_s, duration_s)
 
 
 def statics_of(provisions: Sequence[float]) -> tuple[str, ...]:

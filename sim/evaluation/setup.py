@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TypeVar
@@ -20,6 +21,8 @@ from ...policies.device_facts import DeviceFacts, LinkClasses, MapError, NodeFac
 from ...policies.types import NS_PER_S, Link
 from ..arrival_trace import ArrivalTrace, bundled, read_trace
 from ..cluster.engine_profiles import PAPER_HOP_S, bert_21b, llama_2_7b, opt_66b, whisper_9b
+from ..cluster.incidents import cotenant_slowdowns
+from ..cluster.metrics import Deadlines
 from ..cluster.served_model import ServedModel
 from ..cluster.workload import Workload, gamma_workload, of_trace
 from ..gpu_models import GPU_MODELS
@@ -32,9 +35,6 @@ _Read = TypeVar("_Read")
 PAPER_SERVERS, PAPER_GPUS = 42, 82
 A100 = GPU_MODELS["G3"]
 """What step times were measured on: speed 1 in simulations."""
-TENANT_SLOWDOWN = 0.25
-"""By what computing grows on a device that co-tenants hold wholly, less in proportion. An assumption: the paper's clusters use
-17 to 24 % of their GPUs' compute, whoever holds their memory."""
 CONTEXT_MAX = 4096
 """Longest prompt and answer together: the paper's sequence length."""
 SYNTHETIC_NODES = 240
@@ -49,16 +49,15 @@ class Served:
     """A model with the deadlines that its requests are held to: first token, and mean time from token to token."""
 
     make: Callable[[], ServedModel]
-    ttft_s: float
-    tpot_s: float
+    deadlines: Deadlines
     output_tokens: int | None = None
 
 
 MODELS = {
-    "opt-66b": Served(opt_66b, 10.0, 0.5),
-    "llama-2-7b": Served(llama_2_7b, 2.0, 0.1),
-    "bert-21b": Served(bert_21b, 3.0, 1.0, output_tokens=1),
-    "whisper-9b": Served(whisper_9b, 3.0, 0.15),
+    "opt-66b": Served(opt_66b, Deadlines(10.0, 0.5)),
+    "llama-2-7b": Served(llama_2_7b, Deadlines(2.0, 0.1)),
+    "bert-21b": Served(bert_21b, Deadlines(3.0, 1.0), output_tokens=1),
+    "whisper-9b": Served(whisper_9b, Deadlines(3.0, 0.15)),
 }
 """Deadlines are about four times a long prompt's time on the unloaded model, and two to three times a planned step."""
 
@@ -81,12 +80,12 @@ def cluster_of(name: str, seed: int, files: Mapping[str, bytes]) -> ClusterMap:
     """
     if name in files:
         found = _of_file(files[name], read_map, name)
-        return _usable(_as_a100s(found), name)
+        return _usable(_as_a100s(found, seed), name)
     head, _, rest = name.partition(":")
     if head == "a100":
         return _paper_cluster(rest, seed)
     if head in POLICIES:
-        return _usable(_as_a100s(SyntheticMap.parse(name, SYNTHETIC_NODES, seed).draw()), name)
+        return _usable(_as_a100s(SyntheticMap.parse(name, SYNTHETIC_NODES, seed).draw(), seed), name)
     raise SetupError(
         f"no map is called {name}; give a100, a100:random:50, {', '.join(f'{p}:70' for p in POLICIES)}, or a file"
     )
@@ -146,13 +145,13 @@ def _paper_cluster(tenants: str, seed: int) -> ClusterMap:
             A100.memory_bytes,
             A100.memory_bytes * hundredths // WHOLE,
             "A100",
-            slowdown=TENANT_SLOWDOWN * (WHOLE - hundredths) / WHOLE,
         )
         for server, held in enumerate(free)
         for place, hundredths in enumerate(held)
     ]
     nodes = [NodeFacts(f"server-{server:02d}", "rack-0") for server in range(PAPER_SERVERS)]
-    return cluster_map(devices, nodes, paper_links())
+    cluster = cluster_map(devices, nodes, paper_links())
+    return cotenant_slowdowns(cluster, seed) if tenants else cluster
 
 
 def paper_links() -> LinkClasses:
@@ -161,18 +160,12 @@ def paper_links() -> LinkClasses:
     return LinkClasses(hop, hop, hop, hop)
 
 
-def _as_a100s(cluster: ClusterMap) -> ClusterMap:
-    """Speeds relative to the A100 that step times are of, and interference by what co-tenants hold, where the map says none."""
+def _as_a100s(cluster: ClusterMap, seed: int) -> ClusterMap:
+    """Speeds relative to the A100 that step times are of, and co-tenants as busy as the paper's where the map names none."""
     facts = document(cluster)
-    devices = [
-        replace(
-            device,
-            speed=device.speed / A100.speed,
-            slowdown=device.slowdown or TENANT_SLOWDOWN * (1 - device.free_bytes / max(device.total_bytes, 1)),
-        )
-        for device in facts.devices
-    ]
-    return cluster_map(devices, facts.nodes, cluster.links)
+    devices = [replace(device, speed=device.speed / A100.speed) for device in facts.devices]
+    again = cluster_map(devices, facts.nodes, cluster.links)
+    return again if again.slowdown.any() else cotenant_slowdowns(again, seed)
 
 
 def _usable(cluster: ClusterMap, name: str) -> ClusterMap:
@@ -182,7 +175,13 @@ def _usable(cluster: ClusterMap, name: str) -> ClusterMap:
 
 
 def _trace(name: str, files: Mapping[str, bytes]) -> ArrivalTrace:
-    return _of_file(files[name], read_trace, name) if name in files else bundled(name)
+    return _of_file(files[name], read_trace, name) if name in files else _bundled(name)
+
+
+@cache
+def _bundled(name: str) -> ArrivalTrace:
+    """A process reads each trace once."""
+    return bundled(name)
 
 
 def _of_file(data: bytes, read: Callable[[Path], _Read], name: str) -> _Read:

@@ -15,9 +15,9 @@ from ..cluster.system import System
 from .alpaserve import alpaserve
 from .depth_only import depth_only
 from .fast_fixed import LOADING, fast_fixed
-from .fluid import fluid, stop_and_copy, uncontrolled, without_fragments
+from .fluid import fluid, stop_and_copy, uncontrolled, without_fragments, without_kv
 from .muxserve import muxserve
-from .oracle import Oracle
+from .oracle import oracle
 from .paper import paper
 from .replicas_only import replicas_only
 from .serverlessllm import serverlessllm
@@ -67,10 +67,11 @@ SYSTEMS: dict[str, Entry] = {
     "replicas-only": Entry("replicas only", "control", replicas_only),
     "depth-only": Entry("depth only", "control", depth_only),
     "fast-fixed": Entry("replicas only, fast loading", "control", fast_fixed, FAST, LOADING),
-    "oracle": Entry("oracle", "control", Oracle),
+    "oracle": Entry("oracle", "control", oracle),
     "no-fragments": Entry("fluid, first-fit placing", "ablation", without_fragments),
     "cold": Entry("fluid, from storage", "ablation", fluid, FROM_STORAGE),
     "cold-replicas-only": Entry("replicas only, from storage", "ablation", replicas_only, FROM_STORAGE),
+    "no-kv": Entry("fluid, KV room of four stages", "ablation", without_kv),
     "stop-copy": Entry("fluid, stop and copy", "ablation", stop_and_copy),
     "no-control": Entry("fluid, no hysteresis", "ablation", uncontrolled),
 }

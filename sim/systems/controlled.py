@@ -35,7 +35,10 @@ FIRST_HEADROOM = 1.2
 
 @dataclass(frozen=True, slots=True)
 class ControlSettings:
-    """How to decide, and what may be changed at all: ``depths``, and the replica count unless ``fixed_replicas``."""
+    """How to decide, and what may be changed at all: ``depths``, and the replica count unless ``fixed_replicas``.
+
+    No replica is given more KV room than ``kv_tokens_max``.
+    """
 
     policy: GranularityPolicy
     limits: Limits = field(default_factory=Limits)
@@ -44,6 +47,7 @@ class ControlSettings:
     fixed_replicas: bool = False
     placer: Placer = planned
     how: How = "live"
+    kv_tokens_max: int | None = None
 
 
 def usual_guard() -> Guard:
@@ -107,7 +111,7 @@ class ControlledModel:
         return actions
 
     def _fleet(self, view: View) -> Fleet:
-        return Fleet(view, self._model, self._settings.placer, self._warm)
+        return Fleet(view, self._model, self._settings.placer, self._warm, self._settings.kv_tokens_max)
 
     def _present(self, fleet: Fleet) -> Shape:
         serving = [replica for replica in fleet.replicas if replica.state == "serving"]
@@ -148,6 +152,8 @@ class ControlledModel:
 
     def _corrected(self, shape: Shape) -> Shape:
         factor = self._correction.factor
+        if factor == 1.0:
+            return shape
         return replace(shape, tpot_s=shape.tpot_s / factor, capacity_tokens_per_s=shape.capacity_tokens_per_s * factor)
 
     def _begin(self, fleet: Fleet, decision: Decision) -> list[Action]:

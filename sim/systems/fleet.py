@@ -9,7 +9,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from math import ceil
 
+from ...policies.kv_room import NoRoomError
 from ...policies.placement_values import PresentStage
+from ..cluster.pipeline_times import kv_room
 from ..cluster.served_model import ServedModel
 from ..cluster.system import Action, How, ReplicaView, Reshape, StageAt, Start, Stop, View
 from .model_shapes import ModelShapes
@@ -33,12 +35,16 @@ class Warmth:
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """Model number ``model`` in ``view``; ``placer`` finds devices, ``warm`` says where weights are in host memory."""
+    """Model number ``model`` in ``view``; ``placer`` finds devices, ``warm`` says where weights are in host memory.
+
+    No replica asks for more KV room than ``kv_tokens_max``.
+    """
 
     view: View
     model: int
     placer: Placer
     warm: Warmth
+    kv_tokens_max: int | None = None
 
     @property
     def served(self) -> ServedModel:
@@ -62,7 +68,7 @@ class Fleet:
             found = self.placer(self.served, stages, site)
             if found is None:
                 break
-            actions.append(Start(self.model, found, tag=tag))
+            actions.append(Start(self.model, found, self._kv_tokens(found), tag=tag))
             site = site.without(found)
         return list(actions)
 
@@ -83,9 +89,20 @@ class Fleet:
             found = self.placer(self.served, stages, site)
             if found is None:
                 return None
-            actions.append(Reshape(replica.number, found, how, tag=tag))
+            actions.append(Reshape(replica.number, found, how, self._kv_tokens(found, replica), tag=tag))
             taken = taken | _devices([found])
         return actions
+
+    def _kv_tokens(self, stages: Stages, present: ReplicaView | None = None) -> int | None:
+        """The KV room to ask for: None for all there is."""
+        if self.kv_tokens_max is None:
+            return None
+        before = () if present is None else present.stages
+        try:
+            room = kv_room(self.view.cluster, self.served, stages, before, 0 if present is None else present.kv_tokens)
+        except NoRoomError:
+            return None  # the start is refused then, with the reason
+        return min(room, self.kv_tokens_max)
 
     def _site(self, taken: frozenset[int]) -> Site:
         warm = {node: frozenset(layers) for node, layers in self.warm.layers.items()}

@@ -1,7 +1,7 @@
 """The shapes that a simulated model could take on a map, each with what it would cost and give: the candidates of a controller.
 
-Owns the same estimates for modelled devices that `shape_planning` makes for a daemon's: one step's time, the capacity of full
-steps, KV room, start-up. It places nothing: how many replicas may be had follows from counting devices with room, and what is
+Owns the same estimates for modelled devices that `shape_planning` makes for a daemon's: one step's time, profiled capacity, KV
+room, start-up. It places nothing: how many replicas may be had follows from counting devices with room, and what is
 taken as possible here may still be refused when it is placed. Estimates and simulator differ, as a cost model and a machine do;
 `policies.capacity_correction` is there for that.
 """
@@ -12,13 +12,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...policies.cluster_map import ClusterMap
 from ...policies.granularity import Shape
 from ...policies.types import NS_PER_S
 from ..cluster.pipeline_times import PipelineTimes
 from ..cluster.served_model import PLANNED_CONTEXT, PLANNED_ROWS, ServedModel
+from ..cluster.system import Arrived
 from .placing import WORKSPACE_BYTES, stage_need_bytes
+from .profile import TypicalDevice, work_per_s
 
 STAGE_COUNTS = (1, 2, 4, 8, 16, 32)
 """Depths that are weighed: the paper's 4, 8, 16 and 32, and what a small model needs."""
@@ -65,27 +68,35 @@ class ModelFacts:
 
 
 def model_facts(
-    cluster: ClusterMap, model: ServedModel, input_tokens: float, output_tokens: float, wait_s: float = 0.0
+    cluster: ClusterMap, model: ServedModel, history: Arrived, load_bytes_per_s: float, wait_s: float = 0.0
 ) -> ModelFacts:
-    """Estimates for requests of this mean size, on devices as the map's typical one with room is."""
+    """Profiles of every depth that fits, under requests like the history's, on devices as the map's typical one with room is."""
     weight = prompt_weight(model)
-    work = weight * input_tokens + output_tokens
     found = {}
     for stages in STAGE_COUNTS:
-        if stages > model.layers:
+        roomy = np.flatnonzero(cluster.free_bytes >= stage_need_bytes(model, stages))
+        if stages > model.layers or not len(roomy):
             continue
         per_stage = -(-model.layers // stages)
         stage_bytes = model.stage_bytes(0, per_stage)
-        roomy = cluster.free_bytes[cluster.free_bytes >= stage_need_bytes(model, stages)]
-        free = float(np.median(roomy)) if len(roomy) else float(stage_need_bytes(model, stages))
-        kv_tokens = int((free - stage_bytes - WORKSPACE_BYTES) / max(1, model.stage_kv_bytes(0, per_stage)))
-        times = _usual_pipeline(cluster, model, stages)
-        capacity = work * times.requests_per_s(model, input_tokens, output_tokens, kv_tokens)
+        device = _typical(cluster, roomy)
+        capacity = work_per_s(model, stages, device, history, weight)
+        if capacity <= 0:
+            continue
+        kv_tokens = int(
+            (device.free_bytes - stage_bytes - WORKSPACE_BYTES) / max(1, model.stage_kv_bytes(0, per_stage))
+        )
         rows = PLANNED_ROWS * stages
-        step_s = times.cycle_s(model, rows, rows * PLANNED_CONTEXT)
+        step_s = _usual_pipeline(cluster, model, stages).cycle_s(model, rows, rows * PLANNED_CONTEXT)
         found[stages] = DepthFacts(step_s, capacity, kv_tokens, stage_bytes)
-    rate = float(np.median(cluster.network_bytes_per_s)) if cluster.nodes else 1.0
-    return ModelFacts(model, weight, found, rate, wait_s)
+    return ModelFacts(model, weight, found, load_bytes_per_s, wait_s)
+
+
+def _typical(cluster: ClusterMap, rows: NDArray[np.int64]) -> TypicalDevice:
+    """A device with the medians of those in these rows."""
+    free = int(np.median(cluster.free_bytes[rows]))
+    speed = float(np.median(cluster.speed[rows] / (1 + cluster.slowdown[rows])))
+    return TypicalDevice(int(cluster.total_bytes[rows].max()), free, speed, cluster.links)
 
 
 def prompt_weight(model: ServedModel) -> float:

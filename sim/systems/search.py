@@ -1,65 +1,81 @@
-"""Which static plan serves a history well enough: the search that static systems make before they serve.
+"""Trials: a system tried on a load in the simulator before it serves, by those who plan by simulation.
 
-Owns the fluid replay of a history (one queue of work, served at a plan's capacity) by which plans are compared, and their order,
-fewest devices first. It must never see the future.
+Owns how a trial is judged, and the search for the static plan with the fewest devices. Whether a load is the past or the future is
+the caller's to know.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from bisect import bisect_left
+from dataclasses import dataclass
 
 import numpy as np
 
-from ..cluster.system import Arrived
+from ..cluster.metrics import metrics
+from ..cluster.simulator import simulate
+from ..cluster.system import Arrived, System
+from ..cluster.workload import Workload
 from .fleet import replicas_for
 from .model_shapes import ModelShapes
+from .placing import Placer
 from .situation import Situation
+from .static import Static
 
-IN_TIME = 0.99
-"""Share of the history's requests that a plan must serve within `WAIT_S`."""
-WAIT_S = 2.0
-PROVISIONS = (1.05, 1.1, 1.15, 1.2, 1.3, 1.4, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 6.0, 10.0)
-"""Capacities that are tried, over the history's mean load."""
+ENOUGH = 0.99
+"""Share of requests that a plan must serve within their deadlines."""
+TRIED_S = 600.0
+"""How much of the history a plan is tried on."""
+HEADROOM_MAX = 12.0
+"""Plans for more than so many times the mean load are not looked at."""
 
 
-def cheapest_plan(situation: Situation, model: int) -> tuple[int, int]:
-    """(stages, replicas) of the plan with the fewest devices that serves the history in time; of equals the shallowest.
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """How a trial went."""
 
-    The plan that serves the largest share in time where none serves enough.
+    attainment: float
+    goodput_per_gpu_s: float
+
+
+def tried(situation: Situation, system: System, load: Arrived) -> Tried:
+    """``system`` on ``load`` of the only model of ``situation``."""
+    workload = Workload(load.at_s, load.input_tokens, load.output_tokens, np.zeros(len(load.at_s), np.int64))
+    record = simulate(system, workload, situation.models, situation.cluster, startup=situation.startup)
+    found = metrics(record, situation.deadlines)
+    goodput = found.goodput_per_gpu_s
+    return Tried(found.attainment, goodput if np.isfinite(goodput) else 0.0)
+
+
+def cheapest_plan(situation: Situation, model: int, placer: Placer) -> tuple[int, int]:
+    """(stages, replicas) of the plan with the fewest devices that serves enough of the history in time; of equals the shallowest.
+
+    Where none does, the one that serves the most. More replicas of one depth never serve less: the least is found by bisection.
     """
-    shapes = ModelShapes(situation.facts[model])
-    best, best_share = (shapes.depths[0], 1), -1.0
-    for stages, replicas in _plans(situation, shapes, model):
-        share = served_in_time(situation, model, replicas * shapes.facts.capacity(stages))
-        if share >= IN_TIME:
-            return stages, replicas
-        if share > best_share:
-            best, best_share = (stages, replicas), share
-    return best
+    alone = situation.alone(model)
+    shapes = ModelShapes(alone.facts[0])
+    load = _first(alone.history[0])
+    found: list[tuple[bool, float, int, int]] = []
+    for depth in shapes.depths:
+        most = min(
+            shapes.replicas_with_room(alone.cluster, depth),
+            replicas_for(shapes, depth, HEADROOM_MAX * alone.mean_work(0)),
+        )
+        if most < 1:
+            continue
+
+        def share(replicas: int, depth: int = depth) -> float:
+            return tried(alone, Static("trial", [(depth, replicas)], placer), load).attainment
+
+        replicas = 1 + bisect_left(range(1, most), True, key=lambda count: share(count) >= ENOUGH)
+        attained = share(replicas)
+        found.append((attained < ENOUGH, depth * replicas if attained >= ENOUGH else -attained, depth, replicas))
+    if not found:
+        return shapes.depths[0] if shapes.depths else 1, 1
+    _, _, depth, replicas = min(found)
+    return depth, replicas
 
 
-def served_in_time(situation: Situation, model: int, capacity: float) -> float:
-    """Share of the history's requests that find at most `WAIT_S` of work before them."""
-    load = situation.history[model]
-    return float((waits(load, situation.work(load, model), capacity) <= WAIT_S).mean()) if len(load.at_s) else 1.0
-
-
-def waits(load: Arrived, work: np.ndarray, capacity: float) -> np.ndarray:
-    """[n] seconds of work before each request, one queue served at ``capacity``: Lindley's recursion in closed form."""
-    seconds = work / capacity
-    before = np.concatenate([[0.0], np.cumsum(seconds)[:-1]])
-    slack = before - load.at_s
-    return slack - np.minimum.accumulate(slack)
-
-
-def _plans(situation: Situation, shapes: ModelShapes, model: int) -> Iterator[tuple[int, int]]:
-    """Every plan that the map has room for, fewest devices first."""
-    work = situation.mean_work(model)
-    plans = {
-        (depth, replicas)
-        for depth in shapes.depths
-        for provision in PROVISIONS
-        if (replicas := replicas_for(shapes, depth, provision * work))
-        <= shapes.replicas_with_room(situation.cluster, depth)
-    }
-    yield from sorted(plans, key=lambda plan: (plan[0] * plan[1], plan[0]))
+def _first(load: Arrived) -> Arrived:
+    """The beginning of a load, or all of it where it is a trace's own."""
+    held = load.at_s <= load.at_s[0] + TRIED_S if len(load.at_s) else np.zeros(0, bool)
+    return Arrived(load.at_s[held], load.input_tokens[held], load.output_tokens[held])

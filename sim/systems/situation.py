@@ -6,27 +6,32 @@ Owns the words between the catalogue of systems and whoever runs them.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...policies.cluster_map import ClusterMap
+from ..cluster.metrics import Deadlines
 from ..cluster.served_model import ServedModel
+from ..cluster.startup import StartupModel
 from ..cluster.system import Arrived, System
 from .model_shapes import ModelFacts
 
 
 @dataclass(frozen=True, slots=True)
 class Situation:
-    """``facts`` are estimates of each model. ``history`` [models] is a load of the same kind from before time 0.
+    """``facts`` are profiles of each model, ``deadlines`` what its requests are promised, ``startup`` how weights come.
 
-    ``future`` [models] is the load of the run itself: for the oracle and nobody else.
+    ``history`` [models] is a load of the same kind from before time 0. ``future`` [models] is the load of the run itself: for
+    the oracle and nobody else.
     """
 
     models: tuple[ServedModel, ...]
     cluster: ClusterMap
     facts: tuple[ModelFacts, ...]
+    deadlines: tuple[Deadlines, ...]
+    startup: StartupModel
     history: tuple[Arrived, ...]
     future: tuple[Arrived, ...]
 
@@ -46,6 +51,17 @@ class Situation:
         """Tokens that a request of the history made."""
         outputs = self.history[model].output_tokens
         return float(outputs.mean()) if len(outputs) else None
+
+    def alone(self, model: int) -> Situation:
+        """The same with that model only."""
+        return replace(
+            self,
+            models=(self.models[model],),
+            facts=(self.facts[model],),
+            deadlines=(self.deadlines[model],),
+            history=(self.history[model],),
+            future=(self.future[model],),
+        )
 
 
 Maker = Callable[[Situation], System]

@@ -1,4 +1,4 @@
-"""Static pipelines: so many replicas of one depth from the first second to the last, on the first devices with room.
+"""Static pipelines: so many replicas of one depth from the first second to the last, placed as the product places.
 
 The paper's static baseline, and with all depths and counts tried afterwards the strongest one there is: the best static depth,
 chosen with hindsight per workload (`sim.evaluation.hindsight`). Simplified: nothing. A replica that is lost with its node is
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from ..cluster.system import Action, Dispatch, View
 from .fleet import Fleet, Warmth, replicas_for
 from .model_shapes import ModelShapes
-from .placing import Placer, first_fit
+from .placing import Placer, planned
 from .situation import Situation
 
 SUPERVISED_S = 10.0
@@ -25,7 +25,7 @@ class Static:
     dispatch: Dispatch = "least-work"
     tick_s = SUPERVISED_S
 
-    def __init__(self, name: str, plans: Sequence[tuple[int, int]], placer: Placer = first_fit) -> None:
+    def __init__(self, name: str, plans: Sequence[tuple[int, int]], placer: Placer = planned) -> None:
         self._name = name
         self._plans = tuple(plans)
         self._placer = placer

@@ -1,0 +1,82 @@
+"""The arguments of `flexpipe evaluate paper | trace`; nothing heavy is imported before one of them runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, Parameter
+
+AsJson = Annotated[bool, Parameter(negative="", help="Print facts as JSON, for machines.")]
+Jobs = Annotated[int | None, Parameter(help="Processes to share the work; as many as there are cores by default.")]
+
+evaluate = App(
+    name="evaluate",
+    help="Compare serving systems in a simulated cluster, with the policies that the product runs.",
+    config=[],
+)
+
+
+@evaluate.command
+def paper(
+    *,
+    quick: Annotated[bool, Parameter(negative="")] = False,
+    out: Path | None = None,
+    jobs: Jobs = None,
+    dask: str | None = None,
+    json: AsJson = False,
+) -> int:
+    """Redo the FlexPipe paper's evaluation, with the controls it lacks, and write a report.
+
+    An interrupted run goes on where it was, with the same --out.
+
+    For example:
+
+        flexpipe evaluate paper --quick
+        flexpipe evaluate paper --out evaluation --jobs 2
+
+    Args:
+        quick: The main model only, ten minutes of load and three seeds: about three minutes on two cores.
+        out: Folder for results and the report; without it nothing is kept.
+        jobs: Processes to share the work; as many as there are cores by default.
+        dask: Address of an existing Dask scheduler to run on instead, as tcp://10.0.0.1:8786; needs the extra `dask`.
+        json: Print facts as JSON, for machines.
+    """
+    from .evaluate import paper_command
+
+    return paper_command(out, jobs, dask, quick=quick, as_json=json)
+
+
+@evaluate.command
+def trace(
+    file: Path,
+    /,
+    *,
+    map_file: Annotated[Path | None, Parameter(name="--map")] = None,
+    model: str = "opt-66b",
+    seeds: int = 3,
+    out: Path | None = None,
+    jobs: Jobs = None,
+    dask: str | None = None,
+    json: AsJson = False,
+) -> int:
+    """Compare the systems on a trace of your own: a CSV file with the columns arrival_s, input_tokens and output_tokens.
+
+    For example:
+
+        flexpipe evaluate trace monday.csv --model llama-2-7b
+        flexpipe evaluate trace monday.csv.gz --map cluster.csv.gz --out monday
+
+    Args:
+        file: The trace, arrivals ascending; gzipped or not.
+        map_file: The cluster's map, as flexpipe map --from reads it; without it the paper's 82 GPUs.
+        model: What is served: opt-66b, llama-2-7b, bert-21b or whisper-9b.
+        seeds: Runs of each system; start-ups and co-tenants differ between them.
+        out: Folder for results and the report; without it nothing is kept.
+        jobs: Processes to share the work; as many as there are cores by default.
+        dask: Address of an existing Dask scheduler to run on instead; needs the extra `dask`.
+        json: Print facts as JSON, for machines.
+    """
+    from .evaluate import trace_command
+
+    return trace_command(file, map_file, model, seeds, out, jobs, dask, as_json=json)

@@ -1,0 +1,230 @@
+"""What the runs say: the bars that ours was held to, the paper's headlines redone, what each part is worth, and where we lose.
+
+Owns the comparisons and their sentences, each with its interval. A difference is one where the 95 % interval of paired seeds
+leaves out "equal"; all else is called undecided. Nothing is left out for being unfavourable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from ..systems.catalogue import SYSTEMS, static_of
+from .measures import ALWAYS_ON, ATTAINMENT, E2E_MEAN, GOODPUT, GPUS, Measure
+from .results import BEST_STATIC, ENOUGH, PEAK_STATIC, Place, Row
+from .statistics import Interval
+
+OURS = "fluid"
+BEHIND_MAX = 0.02
+"""Where bursts are few, ours may be this share behind the best static depth; where there are many it has to be ahead."""
+BURSTY_CV = 3.0
+
+Verdict = Literal["holds", "fails", "undecided"]
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """Ours against the best static depth with hindsight, in goodput per GPU: ``ratio`` must reach ``least``."""
+
+    place: Place
+    static: str
+    ratio: Interval
+    least: float
+
+    @property
+    def verdict(self) -> Verdict:
+        """By the whole interval, not by its middle."""
+        if self.ratio.low >= self.least:
+            return "holds"
+        return "fails" if self.ratio.high < self.least else "undecided"
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """What one part is worth: ours over ours without it (or the nearest control), in one measure."""
+
+    part: str
+    with_it: str
+    without: str
+    goodput: Interval | None
+    latency: Interval | None
+    attainment: tuple[float | None, float | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Headline:
+    """One of the paper's claims, and what comes out here. ``ours`` is in words, with its interval."""
+
+    claim: str
+    papers: str
+    ours: str
+
+
+EFFECTS = (
+    ("depth", "fluid", "replicas-only"),
+    ("depth, where all weights come from storage", "cold", "cold-replicas-only"),
+    ("loading", "fast-fixed", "replicas-only"),
+    ("weights in host memory and from peers", "fluid", "cold"),
+    ("placing in fragments", "fluid", "no-fragments"),
+    ("KV room of deep pipelines", "fluid", "no-kv"),
+    ("live changes", "fluid", "stop-copy"),
+    ("hysteresis and certificate", "fluid", "no-control"),
+    ("replicas that come and go", "fluid", "depth-only"),
+    ("knowing the future", "oracle", "replicas-only"),
+)
+"""(part, the system that has it, the one that lacks it and nothing else)."""
+
+
+def bar(place: Place) -> Bar | None:
+    """How ours stands against the best static depth there; None where either did not run, or one served nothing."""
+    ours, best = place.row(OURS), place.row(BEST_STATIC)
+    if ours is None or best is None:
+        return None
+    found = ours.ratio_to(best, GOODPUT)
+    if found is None:
+        return None
+    bursty = place.load.cv is None or place.load.cv > BURSTY_CV
+    return Bar(place, best.system, found, 1.0 if bursty else 1.0 - BEHIND_MAX)
+
+
+def effects(place: Place) -> list[Effect]:
+    """What each part is worth there."""
+    found = []
+    for part, having, lacking in EFFECTS:
+        with_it, without = place.row(having), place.row(lacking)
+        if with_it is None or without is None:
+            continue
+        both = with_it.mean(ATTAINMENT), without.mean(ATTAINMENT)
+        goodput, latency = with_it.ratio_to(without, GOODPUT), with_it.ratio_to(without, E2E_MEAN)
+        found.append(Effect(part, having, lacking, goodput, latency, both))
+    return found
+
+
+def headlines(places: Sequence[Place], model: str, map_name: str) -> list[Headline]:
+    """The paper's claims on its main model, redone."""
+    at = {place.load.cv: place for place in places if (place.load.model, place.map) == (model, map_name)}
+    found = [
+        _latency(at.get(1.0), "38.3 % lower at CV 1, at equal goodput"),
+        _latency(at.get(4.0), "66.1 % lower at CV 4"),
+        _resources(at.get(4.0)),
+        _reservation(at.get(4.0)),
+    ]
+    return [headline for headline in found if headline is not None]
+
+
+def losses(place: Place) -> list[str]:
+    """Where ours is behind another honest system there, by how much, and which part of ours the loss is found in."""
+    ours = place.row(OURS)
+    if ours is None:
+        return []
+    found = []
+    for row in place.rows():
+        if row.name in {OURS, PEAK_STATIC} or _is_ablation(row.name):
+            continue
+        behind = [
+            _behind(ours, row, measure)
+            for measure in (GOODPUT, E2E_MEAN)
+            if measure is GOODPUT or static_of(row.name) is None
+        ]
+        words = [each for each in behind if each]
+        if words:
+            found.append(f"{place.title}: against {title(row)}, {' and '.join(words)}{_beside(ours, row)}.")
+    return found
+
+
+def title(row: Row) -> str:
+    """A row's system as in tables."""
+    fixed = static_of(row.system)
+    picked = "" if fixed is None else f"{fixed[0]} stages for {fixed[1]:g} times the mean load"
+    if row.name == BEST_STATIC:
+        return f"best static, hindsight ({picked})"
+    if row.name == PEAK_STATIC:
+        return f"static for the peak ({picked})"
+    if fixed is not None:
+        return f"static {fixed[0]} (for {fixed[1]:g} times the mean load)"
+    return SYSTEMS[row.system].title
+
+
+def percent(found: Interval | None, *, less: bool = False) -> str:
+    """A ratio as "12 % more (8 to 16)"; with ``less`` the better direction is down, and the words are for that."""
+    if found is None:
+        return "no ratio"
+    change, ends = found.mean - 1, sorted((found.low - 1, found.high - 1), key=abs)
+    word = "more" if change >= 0 else "less"
+    if less:
+        word = "higher" if change >= 0 else "lower"
+    if found.count == 1:
+        return f"{abs(change):.1%} {word} (one seed)"
+    sign = 1 if change >= 0 else -1
+    return f"{abs(change):.1%} {word} ({sign * ends[0]:+.1%} to {sign * ends[1]:+.1%})"
+
+
+def cause(place: Place) -> str:
+    """Which part decides most of the distance between ours and its controls there, as a sentence."""
+    decided = [effect for effect in effects(place) if effect.goodput is not None and effect.goodput.excludes(1.0)]
+    if not decided:
+        return "No single part makes a difference that these seeds decide."
+    largest = max(decided, key=lambda effect: abs((effect.goodput.mean if effect.goodput else 1.0) - 1.0))
+    return f"The part that matters most is {largest.part}: {percent(largest.goodput)} goodput per GPU with it."
+
+
+def _latency(place: Place | None, papers: str) -> Headline | None:
+    if place is None:
+        return None
+    ours, theirs = place.row(OURS), place.row("alpaserve")
+    if ours is None or theirs is None:
+        return None
+    latency, goodput = ours.ratio_to(theirs, E2E_MEAN), ours.ratio_to(theirs, GOODPUT)
+    words = f"{percent(latency, less=True)}; goodput per GPU {percent(goodput)}"
+    return Headline(f"mean latency against AlpaServe, {place.load.words}", papers, words)
+
+
+def _resources(place: Place | None) -> Headline | None:
+    if place is None:
+        return None
+    ours, peak = place.row(OURS), place.row(PEAK_STATIC)
+    found = None if ours is None or peak is None else ours.ratio_to(peak, GOODPUT)
+    if found is None or peak is None:
+        return None
+    words = f"{found.mean:.2f}x ({found.low:.2f} to {found.high:.2f}) against {title(peak)}"
+    return Headline(
+        f"resource efficiency, {place.load.words}", "8.5x (goodput at equal resources, against Tetris)", words
+    )
+
+
+def _reservation(place: Place | None) -> Headline | None:
+    if place is None:
+        return None
+    ours = place.row(OURS)
+    share = None if ours is None else ours.interval(ALWAYS_ON)
+    if ours is None or share is None:
+        return None
+    attained = ours.mean(ATTAINMENT) or 0.0
+    reached = "" if attained >= ENOUGH else f", below the {ENOUGH:.0%} at which reservations are compared"
+    words = f"{share.mean:.0%} of its own peak, with {attained:.1%} in time{reached}"
+    return Headline(
+        f"always-on GPUs, {place.load.words}", "75 % to 30 % of the peak (goal: 25 % at 99 % in time)", words
+    )
+
+
+def _behind(ours: Row, other: Row, measure: Measure) -> str:
+    found = ours.ratio_to(other, measure)
+    if found is None:
+        return ""
+    worse = found.high < 1.0 if measure.better == "more" else found.low > 1.0
+    name = "goodput per GPU" if measure is GOODPUT else "mean latency"
+    return f"{percent(found, less=measure.better == 'less')} {name}" if worse else ""
+
+
+def _beside(ours: Row, other: Row) -> str:
+    """What the other pays, or does not, for being ahead."""
+    values = (ours.mean(ATTAINMENT), other.mean(ATTAINMENT), ours.mean(GPUS), other.mean(GPUS))
+    if None in values:
+        return ""
+    mine, theirs, gpus, other_gpus = (value or 0.0 for value in values)
+    return f" ({mine:.1%} in time on {gpus:.1f} GPUs; there {theirs:.1%} on {other_gpus:.1f})"
+
+
+def _is_ablation(name: str) -> bool:
+    return name in SYSTEMS and SYSTEMS[name].kind == "ablation"
