@@ -47,6 +47,7 @@ from .state import (
     DISPATCH,
     DRAINING,
     EMPTIED,
+    ENDED,
     EVENTS,
     LEAST_WORK,
     NEXT,
@@ -70,7 +71,7 @@ MACRO_CYCLES_MAX = 128.0
 
 @_compiled
 def run(state: ClusterState, until_s: float) -> float:
-    """Simulate up to ``until_s``, or until a draining replica is empty. Returns the time reached."""
+    """Simulate up to ``until_s``, or until a draining replica is empty or all requests have ended. Returns the time reached."""
     requests, counters = state.requests, state.counters
     while True:
         arrival_s = requests[counters[NEXT]].arrival_s if counters[NEXT] < len(requests) else np.inf
@@ -78,15 +79,16 @@ def run(state: ClusterState, until_s: float) -> float:
         if min(arrival_s, event_s) > until_s:
             return until_s
         counters[EVENTS] += 1
+        now_s = min(arrival_s, event_s)
         if arrival_s <= event_s:
             request = counters[NEXT]
             counters[NEXT] += 1
             requests[request].phase = WAITS
-            _dispatch(state, request, arrival_s)
+            _dispatch(state, request, now_s)
         else:
-            _replica_event(state, least(state.next_s), event_s)
-            if counters[EMPTIED] > 0:
-                return event_s
+            _replica_event(state, least(state.next_s), now_s)
+        if counters[EMPTIED] > 0 or counters[ENDED] == len(requests):
+            return float(now_s)
 
 
 @_compiled

@@ -77,30 +77,34 @@ class PipelineTimes:
         )
 
     def requests_per_s(self, model: ServedModel, input_tokens: float, output_tokens: float, kv_tokens: float) -> float:
-        """The most requests of this size that the pipeline can serve: as many at once as KV room and the engine allow.
+        """The most requests of this size on average that the pipeline can serve: as many at once as KV room and the engine allow.
 
-        A fluid estimate: each is prefilled for as many cycles as its prompt has chunks, and decodes for as many as it has tokens.
+        A fluid estimate: each is prefilled for as many cycles as its prompt has chunks and decodes for as many as it has tokens; as
+        prompts come at random, a cycle has none of them with the chance exp(-mean). Where prompts are most of the work, they fill
+        the budgets of between all steps and as many as are hit by as many random ones: the mean of the two.
         """
         context = input_tokens + output_tokens / 2
         at_once = max(1.0, min(running_max(model, self.stages), kv_tokens / (context + BLOCK_TOKENS)))
         chunks = float(np.ceil(input_tokens / model.limits.step_tokens_max))
         cycles = chunks + max(output_tokens - 1, 0)
         prefilling = min(at_once * chunks / cycles, self.stages)
-        decoding = round(max(at_once - prefilling, 0))
+        decoding = max(1, round(at_once - prefilling))
+        mixed = 1.0 - float(np.exp(-prefilling))
+        together = max(1, round(prefilling / mixed))
         tokens = input_tokens / chunks
-        square_s = model.times.square_s * input_tokens * tokens * prefilling
-        slowest = self.cycle_s(
-            model,
-            decoding,
-            decoding * context,
-            max(1, round(prefilling)),
-            tokens * prefilling,
-            square_s,
-            CONTEXT_CV,
-        )
-        plain = self.cycle_s(model, max(decoding, 1), decoding * context, context_cv=CONTEXT_CV)
-        mixed = min(1.0, prefilling)
-        return (prefilling + decoding) / cycles / (mixed * slowest + (1 - mixed) * plain)
+        square_s = model.times.square_s * input_tokens * tokens * together
+        held = decoding * context
+        plain_s = self.cycle_s(model, decoding, held, context_cv=CONTEXT_CV)
+        mixed_s = self.cycle_s(model, decoding, held, together, tokens * together, square_s, CONTEXT_CV)
+        bound_by_rows = at_once / cycles / (mixed * mixed_s + (1 - mixed) * plain_s)
+        return min(bound_by_rows, self._prompts_per_s(model, input_tokens))
+
+    def _prompts_per_s(self, model: ServedModel, input_tokens: float) -> float:
+        room = float(model.limits.step_tokens_max)
+        steps = self.stages * (1 - (1 - 1 / self.stages) ** self.stages / 2)
+        square_s = model.times.square_s * input_tokens * room * steps
+        cycle_s = self.cycle_s(model, 0, 0.0, max(1, round(steps)), room * steps, square_s)
+        return steps * room / input_tokens / cycle_s
 
 
 def running_max(model: ServedModel, stages: int) -> int:

@@ -241,7 +241,8 @@ def finish(state: ClusterState, slot: int, now_s: float) -> None:
 def fail_running(state: ClusterState, slot: int, now_s: float) -> None:
     """The only request that runs has filled all KV there is: it can never end here."""
     request = state.heap_id[slot, 0]
-    _keep_tokens(state.replicas[slot], state.requests[request])
+    if state.requests[request].phase == DECODES:
+        _keep_tokens(state.replicas[slot], state.requests[request])
     remove(state, slot, 0)
     end(state, request, FAILED, now_s)
 
