@@ -105,6 +105,24 @@ def controller_command(pipelines: int, candidates: int, rounds: int, *, as_json:
     return 0
 
 
+def cluster_command(requests: int, *, as_json: bool) -> int:
+    """How fast the cluster simulator is; the exit code. Raises `ConfigError` where there is nothing to measure."""
+    from ..bench import cluster
+
+    if requests < 1:
+        raise ConfigError("requests must be at least 1")
+    result = cluster.run(requests, report=_note)
+    if as_json:
+        print(json.dumps(result, indent=2))
+        return 0
+    rows = [("pipelines", "devices", "events", "events/s", "simulated")]
+    for at in result["sizes"]:
+        counts = (f"{at[name]:,}" for name in ("pipelines", "devices", "events"))
+        rows.append((*counts, f"{at['events_per_s'] / 1e6:.1f} M", f"{at['simulated_s']:,.0f} s"))
+    out.print(_table(rows))
+    return 0
+
+
 def placement_command(
     instances: int, rounds: int, maps: Path | None, parts: Sequence[str], plot: Path | None, *, as_json: bool
 ) -> int:

@@ -121,6 +121,27 @@ def bench_controller(
     return controller_command(pipelines, candidates, rounds, as_json=json)
 
 
+@bench.command(name="cluster")
+def bench_cluster(
+    *,
+    requests: int = 300_000,
+    json: AsJson = False,
+) -> int:
+    """How many events a second the cluster simulator makes on one core, from one pipeline to 100,000 devices.
+
+    For example:
+
+        flexpipe bench cluster --requests 1000000
+
+    Args:
+        requests: Requests to simulate at each size.
+        json: Print facts as JSON, for machines.
+    """
+    from .bench import cluster_command
+
+    return cluster_command(requests, as_json=json)
+
+
 @bench.command(name="placement")
 def bench_placement(
     *,
