@@ -21,15 +21,18 @@ from ..sim.arrival_trace import read_trace
 from ..sim.evaluation.cells import code_digest
 from ..sim.evaluation.findings import OURS, bar, cause, effects, headlines, losses, percent, title
 from ..sim.evaluation.grid import PAPER_MAP, Part, cells_of, paper_parts, trace_parts
-from ..sim.evaluation.measures import MAIN, MEASURES
+from ..sim.evaluation.measures import GOODPUT, MAIN, MEASURES, Measure
 from ..sim.evaluation.report import About, report_html
-from ..sim.evaluation.results import Place, Row, places_of
-from ..sim.evaluation.setup import cluster_of, model_of
+from ..sim.evaluation.results import BEST_STATIC, PEAK_STATIC, Place, Row, places_of
+from ..sim.evaluation.setup import check_room, cluster_of, model_of
 from ..sim.evaluation.store import open_store
 from ..sim.evaluation.sweep import Where, sweep
+from ..sim.map_file import read_map
+from ..sim.systems.catalogue import static_of
 from .console import err, out
 
 REPORT, FACTS = "report.html", "evaluation.json"
+SYSTEM_COLUMNS = 27
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +69,10 @@ def trace_command(
     files = {file.name: file.read_bytes()}
     map_name = PAPER_MAP
     if map_file is not None:
+        read_map(map_file)  # refuses what is no map by the name that the user gave it
         map_name = f"map:{map_file.name}"
-        files[map_name] = map_file.read_bytes() if map_file.exists() else b""
-        cluster_of(map_name, 0, files)
+        files[map_name] = map_file.read_bytes()
+    check_room(model, cluster_of(map_name, 0, files), map_name)
     parts = trace_parts(file.name, model, map_name, seeds)
     return _evaluate(parts, files, _where(jobs, dask), Wanted(f"flexpipe evaluate trace {file.name}", folder, as_json))
 
@@ -149,26 +153,32 @@ def _show(places: Sequence[Place], runs: int, took_s: float, folder: Path | None
 
 
 def _table(place: Place) -> Table:
-    table = Table(box=None, header_style="bold", padding=(0, 1), pad_edge=False)
-    table.add_column("system", no_wrap=True)
+    table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("system", no_wrap=True, min_width=SYSTEM_COLUMNS)
     for measure in MAIN:
-        table.add_column(f"{measure.title}\n{measure.unit}", justify="right")
+        table.add_column(f"{measure.title}\n{measure.unit}", justify="right", no_wrap=True)
     for row in place.rows():
-        style = "bold" if row.name == OURS else None
-        table.add_row(_short(row), *(_cell(row, number) for number in range(len(MAIN))), style=style)
+        cells = (_cell(row, measure) for measure in MAIN)
+        table.add_row(_short(row), *cells, style="bold" if row.name == OURS else None)
     return table
 
 
-def _cell(row: Row, number: int) -> str:
-    measure = MAIN[number]
+def _cell(row: Row, measure: Measure) -> str:
     found = row.interval(measure)
     if found is None:
         return "-"
-    return measure.text(found.mean) + (f" ±{measure.text(found.half)}" if found.count > 1 and number < 2 else "")
+    return measure.text(found.mean) + (
+        f" ±{measure.text(found.half)}" if found.count > 1 and measure is GOODPUT else ""
+    )
 
 
 def _short(row: Row) -> str:
-    return title(row).replace(" times the mean load", "x").replace(" for ", " ")
+    """A row's name within `SYSTEM_COLUMNS`."""
+    fixed = static_of(row.system)
+    if fixed is None:
+        return title(row)
+    what = {BEST_STATIC: "best static", PEAK_STATIC: "peak static"}.get(row.name, "static")
+    return f"{what} {fixed[0]}, {fixed[1]:g}x load"
 
 
 def _say(text: str) -> None:

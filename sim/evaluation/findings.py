@@ -147,26 +147,44 @@ def title(row: Row) -> str:
 
 
 def percent(found: Interval | None, *, less: bool = False) -> str:
-    """A ratio as "12 % more (8 to 16)"; with ``less`` the better direction is down, and the words are for that."""
+    """A ratio as "12.0 % more (8.1 to 16.2)"; with ``less`` its words are "higher" and "lower"."""
     if found is None:
         return "no ratio"
-    change, ends = found.mean - 1, sorted((found.low - 1, found.high - 1), key=abs)
-    word = "more" if change >= 0 else "less"
-    if less:
-        word = "higher" if change >= 0 else "lower"
+    words = ("higher", "lower") if less else ("more", "less")
+    change = found.mean - 1
+    middle = f"{abs(change):.1%} {words[change < 0]}"
     if found.count == 1:
-        return f"{abs(change):.1%} {word} (one seed)"
-    sign = 1 if change >= 0 else -1
-    return f"{abs(change):.1%} {word} ({sign * ends[0]:+.1%} to {sign * ends[1]:+.1%})"
+        return f"{middle} (one seed)"
+    low, high = found.low - 1, found.high - 1
+    if low < 0 < high:
+        return f"{middle} ({-low:.1%} {words[1]} to {high:.1%} {words[0]})"
+    near, far = sorted((abs(low), abs(high)))
+    return f"{middle} ({near:.1%} to {far:.1%})"
 
 
 def cause(place: Place) -> str:
-    """Which part decides most of the distance between ours and its controls there, as a sentence."""
-    decided = [effect for effect in effects(place) if effect.goodput is not None and effect.goodput.excludes(1.0)]
-    if not decided:
-        return "No single part makes a difference that these seeds decide."
-    largest = max(decided, key=lambda effect: abs((effect.goodput.mean if effect.goodput else 1.0) - 1.0))
-    return f"The part that matters most is {largest.part}: {percent(largest.goodput)} goodput per GPU with it."
+    """What the distance to the best static system is made of there, and which parts of ours decide anything, in sentences."""
+    ours, best = place.row(OURS), place.row(BEST_STATIC)
+    sentences = []
+    if ours is not None and best is not None:
+        gpus, attained = ours.ratio_to(best, GPUS), ours.ratio_to(best, ATTAINMENT)
+        if gpus is not None and attained is not None:
+            sentences.append(
+                f"Against the best static system ours held {percent(gpus)} GPUs and had {percent(attained)} requests in time."
+            )
+    decided, equal = [], []
+    for effect in effects(place):
+        if effect.goodput is None:
+            continue
+        if effect.goodput.excludes(1.0):
+            decided.append(f"{effect.part} ({percent(effect.goodput)} with it)")
+        elif effect.goodput.low == effect.goodput.high == 1.0:
+            equal.append(effect.part)
+    if decided:
+        sentences.append(f"What makes a difference in goodput per GPU: {', '.join(decided)}.")
+    if equal:
+        sentences.append(f"What made none at all, since it was never used: {', '.join(equal)}.")
+    return " ".join(sentences) or "These runs decide nothing."
 
 
 def _latency(place: Place | None, papers: str) -> Headline | None:

@@ -158,7 +158,7 @@ def worth(effects: Sequence[Effect]) -> str | None:
                 )
         axes.set_yticks(range(len(known)), [effect.part for effect in reversed(known)])
         axes.axvline(0, color="#374151", linewidth=0.8)
-        axes.set_xlabel("goodput per GPU with it against without it, % (grey: these seeds do not decide)")
+        axes.set_xlabel("change of goodput per GPU with it, % (grey: undecided)")
         axes.grid(axis="x", color="#e5e7eb", linewidth=0.7)
         axes.set_axisbelow(True)
 

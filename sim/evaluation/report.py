@@ -15,7 +15,7 @@ from string import Template
 from ..systems.catalogue import SYSTEMS
 from .findings import OURS, bar, cause, effects, headlines, losses, percent, title
 from .measures import ATTAINMENT, E2E_MEAN, GOODPUT, MEASURES, Measure
-from .results import Place, Row
+from .results import BEST_STATIC, Place, Row
 from .setup import MODELS
 
 STYLE = """
@@ -83,7 +83,7 @@ def _bars(places: Sequence[Place]) -> str:
     for found in filter(None, map(bar, places)):
         name = f'<span class="{found.verdict}">{found.verdict}</span>'
         need = "ahead" if found.least == 1.0 else f"at most {1 - found.least:.0%} behind"
-        best = found.place.row("best-static")
+        best = found.place.row(BEST_STATIC)
         rows.append([escape(found.place.title), escape(title(best) if best else ""), percent(found.ratio), need, name])
     words = (
         "<p>Goodput per GPU held, ours against whichever static depth and count turned out best for that load when all had "

@@ -22,7 +22,7 @@ from ..systems.catalogue import entry
 from ..systems.model_shapes import model_facts
 from ..systems.situation import Situation
 from .cells import Cell
-from .setup import cluster_of, faster_loading, history_of, model_of, workload_of
+from .setup import check_room, cluster_of, faster_loading, history_of, model_of, workload_of
 
 COURSE_POINTS = 180
 """Moments of a run's course that are kept, of its first seed."""
@@ -54,6 +54,7 @@ def run_cell(cell: Cell, files: Mapping[str, bytes]) -> Facts:
     """Simulate it. Raises what `setup` raises for names that stand for nothing, and `UnknownSystemError`."""
     found, served = entry(cell.system), model_of(cell.load.model)
     model, cluster = served.make(), cluster_of(cell.map, cell.seed, files)
+    check_room(cell.load.model, cluster, cell.map)
     if found.loading != 1.0:
         cluster = faster_loading(cluster, found.loading)
     load, history = workload_of(cell.load, cell.seed, files), history_of(cell.load, cell.seed, files)

@@ -25,9 +25,11 @@ from ..cluster.incidents import cotenant_slowdowns
 from ..cluster.metrics import Deadlines
 from ..cluster.served_model import ServedModel
 from ..cluster.workload import Workload, gamma_workload, of_trace
-from ..gpu_models import GPU_MODELS
+from ..gpu_models import GIB, GPU_MODELS
 from ..map_file import document, read_map
 from ..synthetic_map import SyntheticMap
+from ..systems.model_shapes import STAGE_COUNTS
+from ..systems.placing import stage_need_bytes
 from ..tenants import POLICIES, WHOLE, fill
 from .cells import Load
 
@@ -88,6 +90,21 @@ def cluster_of(name: str, seed: int, files: Mapping[str, bytes]) -> ClusterMap:
         return _usable(_as_a100s(SyntheticMap.parse(name, SYNTHETIC_NODES, seed).draw(), seed), name)
     raise SetupError(
         f"no map is called {name}; give a100, a100:random:50, {', '.join(f'{p}:70' for p in POLICIES)}, or a file"
+    )
+
+
+def check_room(name: str, cluster: ClusterMap, map_name: str) -> None:
+    """Raise `SetupError` where no depth of the model finds devices with room for one replica."""
+    model = model_of(name).make()
+    depths = [depth for depth in STAGE_COUNTS if depth <= model.layers]
+    needs = {depth: stage_need_bytes(model, depth) for depth in depths}
+    if any(np.count_nonzero(cluster.free_bytes >= need) >= depth for depth, need in needs.items()):
+        return
+    deepest = depths[-1]
+    have = int(np.count_nonzero(cluster.free_bytes >= needs[deepest]))
+    raise SetupError(
+        f"{name} fits nowhere on {map_name}: even {deepest} stages need {needs[deepest] / GIB:.1f} GiB free on each of as many "
+        f"devices, and {have} have that"
     )
 
 
