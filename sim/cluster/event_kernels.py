@@ -6,9 +6,15 @@ So a request admitted at cycle c has its first token at cycle c + chunks and its
 clock will say then: a replica's heap is ordered by cycles and never re-ordered when its speed changes, and an event costs
 O(log requests + log replicas) however many run. What this leaves out:
 
-- all steps of one cycle take what the fullest takes, where they cannot overtake each other anyway; a request that is admitted waits
-  ``join_wait`` of the time between two of them (half, by default) for the next to begin, if others run;
+- all steps of one cycle take what the slowest takes, since they cannot overtake each other; a request that is admitted while
+  others run waits ``join_wait`` of the time between two steps (half, by default) for the next to begin, and a prompt's chunk as
+  long again for each full step that it lets pass;
 - context grows evenly within a cycle, prompts reserve their KV whole, and pages are counted as tokens and half a page a request.
+
+Held against the same pipeline step by step with `policies.batching` (tests/sim/test_cluster_steps.py) at 1 to 16 stages and
+loads of 0.3, 0.7 and 1.5, on Azure's conversations: capacity within 3 %, median time per token within 3 % (6 % at 16 stages),
+median time to the first token within 10 % (17 % at 16 stages, overloaded), and its 99th percentile up to 21 % too short at 8 and
+more stages under light load.
 
 Admission and preemption are the scheduler's (`actors.scheduler_machine`): oldest first, a prompt whole and a page for each runner;
 the youngest goes back to the queue when KV runs out, keeps its tokens and is prefilled again. LEAST_WORK is `policies.dispatch`

@@ -147,7 +147,7 @@ def admit(state: ClusterState, slot: int, request: int, now_s: float, join_wait:
     replica.prefilling += 1
     replica.context += context
     replica.prefill_context += context
-    cycles = _chunk(replica, record, model)
+    cycles = _chunk(replica, record, model, state.join_wait[0])
     # It waits for the next step to begin while steps are still as they were.
     join = join_wait * before_s / (min(max(running, 1), replica.stages) * cycle_now(state, replica, model))
     push(state.heap_due[slot], state.heap_id[slot], running, replica.cycle + cycles + join, request)
@@ -156,7 +156,14 @@ def admit(state: ClusterState, slot: int, request: int, now_s: float, join_wait:
 
 @_inlined
 def _prefill_room(replica: Any, step_tokens: int) -> float:
-    """Prompt tokens that a cycle has room for beyond those that it has.
+    """Prompt tokens that a cycle has room for beyond those that it has."""
+    step = max(1.0, step_tokens - math.ceil(replica.decoding / replica.stages))
+    return _prompt_steps(replica) * step - replica.prefill_tokens
+
+
+@_inlined
+def _prompt_steps(replica: Any) -> float:
+    """How many of a cycle's steps another prompt gets into.
 
     Decoding rows fill steps first, each up to its share of all requests (`policies.batching`), and a prompt gets into a step with a
     place that no row takes. How many steps have one? Where rows pack into full steps, those that are left and, as runs step by
@@ -166,12 +173,11 @@ def _prefill_room(replica: Any, step_tokens: int) -> float:
     packed = 1.0 + replica.stages - replica.decoding // share
     places = replica.stages * share - replica.decoding
     spread = replica.stages * (1.0 - (1.0 - 1.0 / replica.stages) ** places)
-    steps = min(math.sqrt(packed * spread), float(replica.stages))
-    return steps * max(1.0, step_tokens - math.ceil(replica.decoding / replica.stages)) - replica.prefill_tokens
+    return min(math.sqrt(packed * spread), float(replica.stages))
 
 
 @_inlined
-def _chunk(replica: Any, record: Any, model: Any) -> float:
+def _chunk(replica: Any, record: Any, model: Any, join_wait: float) -> float:
     """The request's next chunks, as many as are alike. Returns their number, and with it cycles."""
     step = max(1.0, model.step_tokens_max - math.ceil(replica.decoding / replica.stages))
     chunk = min(record.left, step, max(1.0, _prefill_room(replica, model.step_tokens_max)))
@@ -179,7 +185,8 @@ def _chunk(replica: Any, record: Any, model: Any) -> float:
     record.chunk = chunk
     record.left -= chunk * chunks
     _count_chunk(replica, record, model, 1.0)
-    return chunks
+    # It lets full steps pass until one with a place for it begins.
+    return chunks + join_wait * 2 * (1.0 / _prompt_steps(replica) - 1.0 / replica.stages)
 
 
 @_inlined
@@ -201,7 +208,7 @@ def next_chunk(state: ClusterState, slot: int) -> None:
     replica = state.replicas[slot]
     record, model = state.requests[state.heap_id[slot, 0]], state.models[replica.model]
     _count_chunk(replica, record, model, -1.0)
-    state.heap_due[slot, 0] += _chunk(replica, record, model)
+    state.heap_due[slot, 0] += _chunk(replica, record, model, state.join_wait[0])
     sift_down(state.heap_due[slot], state.heap_id[slot], 0, replica.decoding + replica.prefilling)
 
 
