@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from ..systems.catalogue import STATIC_DEPTHS, SYSTEMS, static_of
+from ..systems.catalogue import SYSTEMS, static_name, static_of
 from .cells import Cell, Load
 from .measures import ATTAINMENT, GOODPUT, GPUS, Measure
 from .run_cell import Facts
@@ -84,7 +84,8 @@ class Place:
 
     def rows(self) -> list[Row]:
         """All rows of the table: systems, each static depth at its best, and what hindsight picks."""
-        names = [*SYSTEMS, *(f"static-{depth}@0" for depth in STATIC_DEPTHS), BEST_STATIC, PEAK_STATIC]
+        depths = sorted({depth for depth in map(_depth, self._static_rows()) if depth is not None})
+        names = [*SYSTEMS, *(static_name(depth, 0) for depth in depths), BEST_STATIC, PEAK_STATIC]
         return [row for row in map(self.row, names) if row is not None]
 
     def static_rows(self) -> list[Row]:
