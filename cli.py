@@ -1,7 +1,7 @@
-"""The command line: `flexpipe serve | generate | chat | ps | refactor | plan | map | pull | doctor | simulate | bench | certify | evaluate`.
+"""The command line: each command turns its arguments into calls and the outcome into text or JSON.
 
-Each command turns its arguments into calls and the outcome into text or JSON. Exit codes: 0 fine, 1 failed, 2 misused. Nothing
-heavy is imported before a command needs it, so `--help` and `ps` start in a fraction of a second.
+Exit codes: 0 fine, 1 failed, 2 misused. Nothing heavy is imported before a command needs it, so `--help` and `ps` start in a
+fraction of a second.
 """
 
 from __future__ import annotations
