@@ -117,8 +117,8 @@ def cluster_command(requests: int, *, as_json: bool) -> int:
         return 0
     rows = [("pipelines", "devices", "events", "events/s", "simulated")]
     for at in result["sizes"]:
-        counts = (f"{at[name]:,}" for name in ("pipelines", "devices", "events"))
-        rows.append((*counts, f"{at['events_per_s'] / 1e6:.1f} M", f"{at['simulated_s']:,.0f} s"))
+        pipelines, devices, events = (f"{at[name]:,}" for name in ("pipelines", "devices", "events"))
+        rows.append((pipelines, devices, events, f"{at['events_per_s'] / 1e6:.1f} M", f"{at['simulated_s']:,.0f} s"))
     out.print(_table(rows))
     return 0
 

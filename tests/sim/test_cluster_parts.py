@@ -194,7 +194,7 @@ def test_starts_and_reshapes_are_counted_where_they_took_time():
 
 @pytest.mark.parametrize(
     ("trace", "stages", "error_max"),
-    [("azure_llm_2023_conv", 2, 0.1), ("azure_llm_2023_conv", 8, 0.1), ("azure_llm_2023_code", 4, 0.15)],
+    [("azure_llm_2023_conv", 2, 0.1), ("azure_llm_2023_conv", 8, 0.1), ("azure_llm_2023_code", 8, 0.2)],
 )
 def test_what_a_pipeline_is_said_to_serve_is_about_what_it_serves(trace, stages, error_max):
     model, cluster, room = opt_66b(), devices(stages, gib=4000), 30_000 * stages

@@ -35,7 +35,8 @@ def both(stages, load, count=1200):
 
 
 @pytest.mark.parametrize(
-    ("stages", "load", "error_max"), [(1, 0.3, 0.03), (2, 0.3, 0.03), (2, 0.7, 0.05), (4, 0.3, 0.03), (4, 0.7, 0.08)]
+    ("stages", "load", "error_max"),
+    [(1, 0.3, 0.03), (2, 0.3, 0.04), (2, 0.7, 0.05), (4, 0.3, 0.08), (4, 0.7, 0.08), (8, 0.7, 0.05)],
 )
 def test_medians_are_those_of_single_steps(stages, load, error_max):
     macro, exact = both(stages, load)
@@ -47,5 +48,5 @@ def test_medians_are_those_of_single_steps(stages, load, error_max):
 def test_an_overloaded_pipeline_serves_as_much_as_single_steps_do(stages):
     macro, exact = both(stages, 1.5)
     # All wait: the last end is the capacity.
-    assert macro[2].max() == pytest.approx(exact[2].max(), rel=0.12)
+    assert macro[2].max() == pytest.approx(exact[2].max(), rel=0.08)
     assert np.median(macro[1]) == pytest.approx(np.median(exact[1]), rel=0.05)
