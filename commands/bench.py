@@ -115,7 +115,7 @@ def cluster_command(requests: int, *, as_json: bool) -> int:
     if as_json:
         print(json.dumps(result, indent=2))
         return 0
-    rows = [("pipelines", "devices", "events", "events/s", "simulated")]
+    rows: list[tuple[str, ...]] = [("pipelines", "devices", "events", "events/s", "simulated")]
     for at in result["sizes"]:
         pipelines, devices, events = (f"{at[name]:,}" for name in ("pipelines", "devices", "events"))
         rows.append((pipelines, devices, events, f"{at['events_per_s'] / 1e6:.1f} M", f"{at['simulated_s']:,.0f} s"))
