@@ -36,7 +36,7 @@ def paper(
         flexpipe evaluate paper --out evaluation --jobs 2
 
     Args:
-        quick: The main model only, ten minutes of load and three seeds: about three minutes on two cores.
+        quick: The main model, one trace and one full map, ten minutes of load, three seeds: about three minutes on two cores.
         out: Folder for results and the report; without it nothing is kept.
         jobs: Processes to share the work; as many as there are cores by default.
         dask: Address of an existing Dask scheduler to run on instead, as tcp://10.0.0.1:8786; needs the extra `dask`.

@@ -55,12 +55,17 @@ def cells_of(parts: Sequence[Part]) -> list[Cell]:
 
 
 def paper_parts(*, quick: bool) -> tuple[Part, ...]:
-    """The paper's evaluation; the quick one has its main model, the harshest trace, ten minutes of load and fewer seeds."""
+    """The paper's evaluation. The quick one: the main model, the harshest trace and a full map, ten minutes, fewer seeds."""
     if quick:
         statics = statics_of(PROVISIONS_QUICK)
         gammas = [Part(gamma("opt-66b", cv, QUICK_S), PAPER_MAP, (*SYSTEMS, *statics), SEEDS_QUICK) for cv in CVS]
         code = Load("opt-66b", AZURE_CODE, duration_s=QUICK_S)
-        return (*gammas, Part(code, PAPER_MAP, (*CORE, *statics_of(PROVISIONS_BURSTY)), SEEDS_QUICK))
+        full = gamma("llama-2-7b", 4.0, QUICK_S)
+        return (
+            *gammas,
+            Part(code, PAPER_MAP, (*CORE, *statics_of(PROVISIONS_BURSTY)), SEEDS_QUICK),
+            Part(full, "random:90", (*SYSTEMS, *statics_of(PROVISIONS_QUICK, STATIC_SMALL)), SEEDS_QUICK),
+        )
     statics = statics_of(PROVISIONS)
     main = [
         Part(gamma("opt-66b", cv), PAPER_MAP, (*(SYSTEMS if cv in ABLATED else CORE), *statics), SEEDS) for cv in CVS

@@ -19,6 +19,8 @@ from .cells import Cell, key_of
 from .run_cell import Facts, run_cell
 from .store import Run, Store
 
+DASK_S_MAX = 10.0
+"""How long a Dask scheduler may take to answer."""
 Done = Callable[[int], None]
 """Told how many runs have just finished."""
 Finished = Iterator[tuple[Cell, Facts]]
@@ -101,6 +103,6 @@ def _dask_client(address: str) -> Any:
     except ImportError as error:
         raise SweepError("--dask needs the package distributed; install flexpipe-serve[dask]") from error
     try:
-        return Client(address, timeout="10s")
+        return Client(address, timeout=DASK_S_MAX)
     except (OSError, ValueError) as error:
         raise SweepError(f"no Dask scheduler answers at {address} ({error}); start one, or leave --dask out") from error

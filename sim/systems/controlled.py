@@ -167,8 +167,8 @@ class ControlledModel:
             change.todo.append("reshape")
         if wanted.replicas > present.replicas:
             change.todo.append("start")
-        actions = fleet.stops(present.replicas - wanted.replicas) if wanted.replicas < present.replicas else []
-        # A change of depth needs the devices that retiring replicas are on: it waits for a tick, and then takes what is free.
+        actions = fleet.stops(max(0, present.replicas - wanted.replicas), tag=change.tag)
+        change.awaited = len(actions)  # what follows needs the devices that they are on
         return actions or self._go_on(fleet)
 
     def _go_on(self, fleet: Fleet) -> list[Action]:
