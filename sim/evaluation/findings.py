@@ -120,13 +120,10 @@ def losses(place: Place) -> list[str]:
         return []
     found = []
     for row in place.rows():
-        if row.name in {OURS, PEAK_STATIC} or _is_ablation(row.name):
+        is_depth = static_of(row.name) is not None  # the best of them stands under its own name
+        if row.name in {OURS, PEAK_STATIC} or is_depth or _is_ablation(row.name):
             continue
-        behind = [
-            _behind(ours, row, measure)
-            for measure in (GOODPUT, E2E_MEAN)
-            if measure is GOODPUT or static_of(row.name) is None
-        ]
+        behind = [_behind(ours, row, measure) for measure in (GOODPUT, E2E_MEAN)]
         words = [each for each in behind if each]
         if words:
             found.append(f"{place.title}: against {title(row)}, {' and '.join(words)}{_beside(ours, row)}.")
