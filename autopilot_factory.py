@@ -14,13 +14,13 @@ from .actors.autopilot import BEAT_S, AutopilotSettings, ShapesNow
 from .actors.config import ServeConfig
 from .actors.devices import cuda_devices, parse_devices, stated_memory
 from .actors.route import Route
-from .policies.decision import Limits
-from .policies.granularity import GranularityPolicy
-from .policies.granularity_fluid import FluidPolicy
-from .policies.granularity_paper import PaperPolicy
-from .policies.serving_certificate import controller_guard
-from .policies.serving_facts import RouterFacts
-from .policies.signals import SignalSettings
+from .policies.certificate.serving_certificate import controller_guard
+from .policies.certificate.serving_facts import RouterFacts
+from .policies.control.decision import Limits
+from .policies.control.granularity import GranularityPolicy
+from .policies.control.granularity_fluid import FluidPolicy
+from .policies.control.granularity_paper import PaperPolicy
+from .policies.control.signals import SignalSettings
 from .preparation import PLANNED_REQUESTS, PreparedModel, costs_for, prompt_weight
 from .refactor_planning import RefactorPlanner
 from .shape_planning import DecodeLoad, Running, ShapePlanner

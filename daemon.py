@@ -32,7 +32,7 @@ from .actors.replicas import Replicas
 from .actors.reshaper import Reshaper
 from .actors.route import Route, StagePlacement
 from .autopilot_factory import settings_for, shapes_for, signal_settings
-from .policies.signals import Signals
+from .policies.control.signals import Signals
 from .preparation import PreparedModel
 from .refactor_planning import RefactorPlanner
 from .replica_factory import LocalReplicas, Surroundings

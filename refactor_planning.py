@@ -14,14 +14,14 @@ from .actors.devices import DEVICES_MAX, DeviceError, cuda_devices, parse_device
 from .actors.refactor import RefactorRefusedError, RefactorRequest, SameShapeRefusedError
 from .actors.route import Route, StagePlacement
 from .planning import LOCAL_LINK
-from .policies.cluster_map import cluster_map
-from .policies.device_facts import DeviceFacts, LinkClasses
+from .policies.cluster.cluster_map import cluster_map
+from .policies.cluster.device_facts import DeviceFacts, LinkClasses
 from .policies.memory_fit import no_room, room_of, tightest
 from .policies.move import parse_move, stages_after
 from .policies.partition import PartitionProblem, check_stage_count, parse_partition, partition
-from .policies.placement import place
-from .policies.placement_effort import readable
-from .policies.placement_values import WHOLE_PPM, NoPlacement, PlacementRequest, PresentStage
+from .policies.placement.effort import readable
+from .policies.placement.solver import place
+from .policies.placement.values import WHOLE_PPM, NoPlacement, PlacementRequest, PresentStage
 from .policies.reassignment import Devices, HeldStage, SameShapeError, WantedStage, reassign
 from .policies.types import AtomCost, InfeasiblePartition, PlanError, StageLimit
 from .preparation import PreparedModel, costs_for, planned_tokens

@@ -1,6 +1,6 @@
 """The shapes that a served model could take now, each planned as a refactoring would plan it, with what it would cost and give.
 
-Owns the joining of routes, planner and cost model into the candidates of `policies.controller`. What no refactoring could do is
+Owns the joining of routes, planner and cost model into the candidates of `control.controller`. What no refactoring could do is
 a refused candidate that says why. Reads nothing, starts nothing and changes nothing.
 """
 
@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 from .actors.refactor import RefactorRefusedError, RefactorRequest, SameShapeRefusedError
 from .actors.route import Route, StagePlacement
 from .planning import LOCAL_LINK
-from .policies.cluster_map import cluster_map
-from .policies.device_facts import DeviceFacts
-from .policies.fragmentation import StageMix, fragmentation
-from .policies.granularity import Shape
+from .policies.cluster.cluster_map import cluster_map
+from .policies.cluster.device_facts import DeviceFacts
+from .policies.cluster.fragmentation import StageMix, fragmentation
+from .policies.control.granularity import Shape
 from .policies.memory_fit import UNLIMITED_BYTES, room_of
 from .policies.types import NS_PER_S, AtomCost
 from .refactor_planning import RefactorPlanner

@@ -1,4 +1,4 @@
-"""Drives `policies.controller` for one served model: samples the load, has a decision made, writes it down, carries it out.
+"""Drives `control.controller` for one served model: samples the load, has a decision made, writes it down, carries it out.
 
 Owns the beat and the acting. What shapes there are is a `Shapes`' to know, which is best the policy's, whether to change the
 controller's, how to change the `Refactorer`'s. In a dry run it decides and writes down, and the pipeline stays as it is.
@@ -13,11 +13,11 @@ from typing import Protocol
 
 import trio
 
-from ..policies.capacity_correction import CapacityCorrection
-from ..policies.controller import decide, settled
-from ..policies.decision import ControllerMemory, Decision, Guard, Limits
-from ..policies.granularity import GranularityPolicy, Shape
-from ..policies.signals import Signals
+from ..policies.control.capacity_correction import CapacityCorrection
+from ..policies.control.controller import decide, settled
+from ..policies.control.decision import ControllerMemory, Decision, Guard, Limits
+from ..policies.control.granularity import GranularityPolicy, Shape
+from ..policies.control.signals import Signals
 from ..runtime.interface import BLOCK_TOKENS
 from .decision_journal import DecisionJournal
 from .load_meter import LoadMeter

@@ -12,9 +12,9 @@ from collections.abc import Callable
 
 import msgspec
 
-from ..policies.decision import Decision
-from ..policies.decision_words import words
-from ..policies.granularity import Shape
+from ..policies.control.decision import Decision
+from ..policies.control.decision_words import words
+from ..policies.control.granularity import Shape
 from .event_log import EventLog
 
 KEPT_MAX = 1000

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..policies.cluster_map import ClusterMap, cluster_map
-from ..policies.device_facts import DeviceFacts, LinkClasses
+from ..policies.cluster.cluster_map import ClusterMap, cluster_map
+from ..policies.cluster.device_facts import DeviceFacts, LinkClasses
 from ..policies.types import Link
 from .devices import parse_devices, stated_memory
 

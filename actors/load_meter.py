@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from ..policies.signals import Signals
+from ..policies.control.signals import Signals
 from .generation import GenerationRequest, PipelineStatus, TokenEvent, TokenSource
 
 OUTPUT_TOKENS_AT_FIRST = 128

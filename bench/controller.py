@@ -16,13 +16,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ..policies.controller import decide, settled
-from ..policies.decision import ControllerMemory, Decision, Limits
-from ..policies.granularity import GranularityPolicy, Shape
-from ..policies.granularity_fluid import FluidPolicy
-from ..policies.granularity_paper import PaperPolicy
-from ..policies.observation import Observation
-from ..policies.signals import Signals
+from ..policies.control.controller import decide, settled
+from ..policies.control.decision import ControllerMemory, Decision, Limits
+from ..policies.control.granularity import GranularityPolicy, Shape
+from ..policies.control.granularity_fluid import FluidPolicy
+from ..policies.control.granularity_paper import PaperPolicy
+from ..policies.control.observation import Observation
+from ..policies.control.signals import Signals
 
 HOUR_S = 3600
 TOKENS = 200  # of work in a request

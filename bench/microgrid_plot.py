@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..policies.contraction import Floats
+from ..policies.certificate.contraction import Floats
 from ..sim.microgrid import SOURCES
 from ..sim.microgrid_findings import Against, Findings, Pair, RegionRow
 from ..sim.microgrid_study import CERTIFICATE

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..policies.cluster_map import ClusterMap, cluster_map
-from ..policies.device_facts import DeviceFacts, LinkClasses, NodeFacts
-from ..policies.placement_values import ObjectiveWeights, PlacementRequest, PresentStage
+from ..policies.cluster.cluster_map import ClusterMap, cluster_map
+from ..policies.cluster.device_facts import DeviceFacts, LinkClasses, NodeFacts
+from ..policies.placement.values import ObjectiveWeights, PlacementRequest, PresentStage
 from ..policies.types import AtomCost, Link
 
 GIB = 1 << 30

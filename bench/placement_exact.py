@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..policies.cluster_map import ClusterMap
-from ..policies.placement_pricing import (
+from ..policies.cluster.cluster_map import ClusterMap
+from ..policies.placement.pricing import (
     Run,
     effective_speed,
     fragmentation_growth,
@@ -24,7 +24,7 @@ from ..policies.placement_pricing import (
     move_bytes_ns,
     price,
 )
-from ..policies.placement_values import PlacedReplica, PlacementRequest
+from ..policies.placement.values import PlacedReplica, PlacementRequest
 
 SECONDS_MAX = 20.0
 """Given to one instance; what is not closed by then is not judged."""

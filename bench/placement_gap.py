@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from ..policies.cluster_map import ClusterMap
-from ..policies.placement import place
-from ..policies.placement_pricing import verify
-from ..policies.placement_values import NoPlacement, Placement, PlacementRequest
+from ..policies.cluster.cluster_map import ClusterMap
+from ..policies.placement.pricing import verify
+from ..policies.placement.solver import place
+from ..policies.placement.values import NoPlacement, Placement, PlacementRequest
 from .placement_cases import MODELS, request_for, small_case
 from .placement_exact import SECONDS_MAX, solve_exactly
 from .placement_maps import tiled

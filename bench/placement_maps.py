@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..policies.cluster_map import ClusterMap, cluster_map
-from ..policies.device_facts import DeviceFacts, MapError, NodeFacts
+from ..policies.cluster.cluster_map import ClusterMap, cluster_map
+from ..policies.cluster.device_facts import DeviceFacts, MapError, NodeFacts
 from ..sim.map_file import read_map
 from ..sim.synthetic_map import SyntheticMap
 

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from ..policies.cluster_map import ClusterMap
-from ..policies.fragmentation import StageMix, fragmentation
-from ..policies.placement import PlacementSolver
-from ..policies.placement_baselines import BASELINES
-from ..policies.placement_pricing import verify
-from ..policies.placement_values import WHOLE_PPM, ObjectiveWeights, PlacedReplica, Placement
+from ..policies.cluster.cluster_map import ClusterMap
+from ..policies.cluster.fragmentation import StageMix, fragmentation
+from ..policies.placement.baselines import BASELINES
+from ..policies.placement.pricing import verify
+from ..policies.placement.solver import PlacementSolver
+from ..policies.placement.values import WHOLE_PPM, ObjectiveWeights, PlacedReplica, Placement
 from .placement_cases import MODELS, request_for
 
 Report = Callable[[str], None]

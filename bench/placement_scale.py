@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from ..policies.cluster_map import ClusterMap
-from ..policies.placement import PlacementSolver, place
-from ..policies.placement_values import NoPlacement, Placement, PlacementRequest
+from ..policies.cluster.cluster_map import ClusterMap
+from ..policies.placement.solver import PlacementSolver, place
+from ..policies.placement.values import NoPlacement, Placement, PlacementRequest
 from .placement_cases import MODELS, request_for
 from .placement_maps import tiled
 
@@ -28,7 +28,7 @@ STAGES = (4, 8, 16)
 FIRST_SOLVE = (
     "import time; began = time.perf_counter()\n"
     "from flexpipe.bench.placement_cases import small_case\n"
-    "from flexpipe.policies.placement import place\n"
+    "from flexpipe.policies.placement.solver import place\n"
     "imported = time.perf_counter(); place(*small_case(1)); print(imported - began, time.perf_counter() - imported)\n"
 )
 

@@ -7,8 +7,8 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from ..policies.decision import Limits
-from ..policies.serving_facts import RouterFacts
+from ..policies.certificate.serving_facts import RouterFacts
+from ..policies.control.decision import Limits
 
 AsJson = Annotated[bool, Parameter(negative="", help="Print facts as JSON, for machines.")]
 
@@ -72,7 +72,7 @@ def controller(
         router: How requests are shared among replicas.
         json: Print facts as JSON, for machines.
     """
-    from ..policies.serving_facts import ControllerFacts
+    from ..policies.certificate.serving_facts import ControllerFacts
     from .certify_controller import controller_command
 
     facts = ControllerFacts(capacities, arriving, drain_s, startup_s, lag_s, dwell_s, growth, router)

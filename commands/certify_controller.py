@@ -8,8 +8,8 @@ from typing import Any
 
 from rich.table import Table
 
-from ..policies.serving_certificate import Certificate, certify
-from ..policies.serving_facts import ControllerFacts
+from ..policies.certificate.serving_certificate import Certificate, certify
+from ..policies.certificate.serving_facts import ControllerFacts
 from .console import out
 
 

@@ -13,9 +13,9 @@ from cyclopts import Group, Parameter
 from ..actors.config import ConfigError, parse_size
 from ..actors.devices import DeviceError
 from ..actors.discovery import discover_node
-from ..policies.cluster_map import ClusterMap
-from ..policies.device_facts import DeviceFacts, MapError, NodeFacts
-from ..policies.map_summary import MapSummary, summarise
+from ..policies.cluster.cluster_map import ClusterMap
+from ..policies.cluster.device_facts import DeviceFacts, MapError, NodeFacts
+from ..policies.cluster.map_summary import MapSummary, summarise
 from ..sim.map_file import NODES_OF_A_RACK, document, read_map
 from ..sim.synthetic_map import NODES, SyntheticMap
 from .console import err, out

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ..policies.cluster_map import ClusterMap
+from ..policies.cluster.cluster_map import ClusterMap
 from .map_words import FREE_CLASSES, free_classes
 
 CELL_SIZES = ((64, 26), (400, 16), (2_000, 10), (20_000, 6), (1 << 62, 4))

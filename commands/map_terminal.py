@@ -7,8 +7,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ..policies.cluster_map import ClusterMap
-from ..policies.map_summary import NEARLY_FREE, free_shares
+from ..policies.cluster.cluster_map import ClusterMap
+from ..policies.cluster.map_summary import NEARLY_FREE, free_shares
 from .console import size
 from .map_words import FREE_CLASSES, free_classes
 

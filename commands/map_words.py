@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ..policies.cluster_map import ClusterMap
-from ..policies.map_summary import NEARLY_FREE, WIDTHS, MapSummary, free_shares
+from ..policies.cluster.cluster_map import ClusterMap
+from ..policies.cluster.map_summary import NEARLY_FREE, WIDTHS, MapSummary, free_shares
 from .console import size
 
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import msgspec
 
-from ..policies.cluster_map import MAP_DEVICES_MAX, ClusterMap, cluster_map
-from ..policies.device_facts import DeviceFacts, MapError, NodeFacts
+from ..policies.cluster.cluster_map import MAP_DEVICES_MAX, ClusterMap, cluster_map
+from ..policies.cluster.device_facts import DeviceFacts, MapError, NodeFacts
 from .gpu_models import GPU_MODELS, GpuModel
 
 COLUMNS = ("node", "model", "gpu_idx", "free_milli")

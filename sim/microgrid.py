@@ -23,8 +23,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ..policies.contraction import Floats
-from ..policies.regional_bound import MatrixFamily
+from ..policies.certificate.contraction import Floats
+from ..policies.certificate.regional_bound import MatrixFamily
 
 BRANCHES = (
     (1, 4, 0.0, 0.0576, 0.0),

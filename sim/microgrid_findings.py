@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..policies.contraction import BlockwiseRate, Floats, InvariantBall, Seminorm
+from ..policies.certificate.contraction import BlockwiseRate, Floats, InvariantBall, Seminorm
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """The 9-bus microgrid under the contraction library: what is proved, and what simulation shows beside it.
 
-Owns the study's questions and settings; the model is `sim.microgrid`, the theorems are `policies.contraction` and
-`policies.regional_bound`. Distances are in the seminorm ``sqrt(||Q W theta||^2 + eta^2 ||V||^2)``, W = diag(m)^(-1/2), Q the
+Owns the study's questions and settings; the model is `sim.microgrid`, the theorems are `certificate.contraction` and
+`certificate.regional_bound`. Distances are in the seminorm ``sqrt(||Q W theta||^2 + eta^2 ||V||^2)``, W = diag(m)^(-1/2), Q the
 projection that does not see a shift of all angles; ``eta`` is the best for the two blocks at the operating point. All rates are
 for `microgrid.Droop`'s settings, which are ours.
 """
@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ..policies.contraction import (
+from ..policies.certificate.contraction import (
     BlockwiseRate,
     Floats,
     InvariantBall,
@@ -25,7 +25,7 @@ from ..policies.contraction import (
     spectral_norm,
     tracking_bound,
 )
-from ..policies.regional_bound import AngleRegion, MatrixFamily, Measure, box_vertices, regional_bound
+from ..policies.certificate.regional_bound import AngleRegion, MatrixFamily, Measure, box_vertices, regional_bound
 from .microgrid import Microgrid, microgrid9, trajectory
 from .microgrid_findings import Against, BallRow, Findings, FlatStart, Pair, RegionRow
 

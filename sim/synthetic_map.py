@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..policies.cluster_map import ClusterMap, cluster_map
-from ..policies.device_facts import DeviceFacts, MapError, NodeFacts
+from ..policies.cluster.cluster_map import ClusterMap, cluster_map
+from ..policies.cluster.device_facts import DeviceFacts, MapError, NodeFacts
 from .gpu_models import GPU_MODELS
 from .tenants import POLICIES, WHOLE, Chance, fill
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from ...policies.cluster_map import ClusterMap
+from ...policies.cluster.cluster_map import ClusterMap
 
 
 class Holdings:

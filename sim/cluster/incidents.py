@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ...policies.cluster_map import ClusterMap
+from ...policies.cluster.cluster_map import ClusterMap
 from .startup import Quantiles
 
 PAPER_SUBSCRIPTION = 2.16

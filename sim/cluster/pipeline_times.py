@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...policies.cluster_map import ClusterMap
+from ...policies.cluster.cluster_map import ClusterMap
 from ...policies.kv_room import StageRoom, kv_blocks
 from ...policies.types import NS_PER_S
 from ...runtime.interface import BLOCK_TOKENS

@@ -13,7 +13,7 @@ from math import inf
 
 import numpy as np
 
-from ...policies.cluster_map import ClusterMap
+from ...policies.cluster.cluster_map import ClusterMap
 from . import event_kernels as kernels
 from .fleet import Fleet
 from .holdings import Holdings

@@ -23,7 +23,7 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ...policies.cluster_map import ClusterMap, SeenEpoch
+from ...policies.cluster.cluster_map import ClusterMap, SeenEpoch
 from .served_model import ServedModel
 
 

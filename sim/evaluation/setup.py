@@ -16,8 +16,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from ...policies.cluster_map import ClusterMap, cluster_map
-from ...policies.device_facts import DeviceFacts, LinkClasses, MapError, NodeFacts
+from ...policies.cluster.cluster_map import ClusterMap, cluster_map
+from ...policies.cluster.device_facts import DeviceFacts, LinkClasses, MapError, NodeFacts
 from ...policies.types import NS_PER_S, Link
 from ..arrival_trace import ArrivalTrace, bundled, read_trace
 from ..cluster.engine_profiles import PAPER_HOP_S, bert_21b, llama_2_7b, opt_66b, whisper_9b

@@ -11,12 +11,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from ...policies.capacity_correction import CapacityCorrection
-from ...policies.controller import decide, settled
-from ...policies.decision import ControllerMemory, Decision, Guard, Limits
-from ...policies.granularity import GranularityPolicy, Shape
-from ...policies.serving_certificate import controller_guard
-from ...policies.serving_facts import RouterFacts
+from ...policies.certificate.serving_certificate import controller_guard
+from ...policies.certificate.serving_facts import RouterFacts
+from ...policies.control.capacity_correction import CapacityCorrection
+from ...policies.control.controller import decide, settled
+from ...policies.control.decision import ControllerMemory, Decision, Guard, Limits
+from ...policies.control.granularity import GranularityPolicy, Shape
 from ..cluster.served_model import PLANNED_ROWS
 from ..cluster.system import Action, Dispatch, How, View
 from .fleet import Fleet, Warmth, first_starts

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from math import ceil
 
 from ...policies.kv_room import NoRoomError
-from ...policies.placement_values import PresentStage
+from ...policies.placement.values import PresentStage
 from ..cluster.pipeline_times import kv_room
 from ..cluster.served_model import ServedModel
 from ..cluster.system import Action, How, ReplicaView, Reshape, StageAt, Start, Stop, View

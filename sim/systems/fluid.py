@@ -11,8 +11,8 @@ from __future__ import annotations
 from dataclasses import replace
 from math import inf
 
-from ...policies.decision import Limits
-from ...policies.granularity_fluid import FluidPolicy, FluidWeights
+from ...policies.control.decision import Limits
+from ...policies.control.granularity_fluid import FluidPolicy, FluidWeights
 from .controlled import FIRST_HEADROOM, Controlled, ControlSettings, usual_guard
 from .fleet import replicas_for
 from .model_shapes import ModelShapes

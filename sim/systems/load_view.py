@@ -1,4 +1,4 @@
-"""What a simulated system learns of one model's load: `policies.signals` fed from a `View`, as a daemon's load meter feeds them.
+"""What a simulated system learns of one model's load: `control.signals` fed from a `View`, as a daemon's load meter feeds them.
 
 Owns the unit of work (decoded tokens; a prompt's token weighs less, since a prefill computes many at once), the guess at how much a
 request will make, and what was served. An arriving request's own output is never looked at.
@@ -6,8 +6,8 @@ request will make, and what was served. An arriving request's own output is neve
 
 from __future__ import annotations
 
-from ...policies.observation import Observation
-from ...policies.signals import Signals
+from ...policies.control.observation import Observation
+from ...policies.control.signals import Signals
 from ..cluster.system import ReplicaView, View
 
 OUTPUT_TOKENS_AT_FIRST = 128.0

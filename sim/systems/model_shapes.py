@@ -3,7 +3,7 @@
 Owns the same estimates for modelled devices that `shape_planning` makes for a daemon's: one step's time, profiled capacity, KV
 room, start-up. It places nothing: how many replicas may be had follows from counting devices with room, and what is
 taken as possible here may still be refused when it is placed. Estimates and simulator differ, as a cost model and a machine do;
-`policies.capacity_correction` is there for that.
+`control.capacity_correction` is there for that.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ...policies.cluster_map import ClusterMap
-from ...policies.granularity import Shape
+from ...policies.cluster.cluster_map import ClusterMap
+from ...policies.control.granularity import Shape
 from ...policies.types import NS_PER_S
 from ..cluster.pipeline_times import PipelineTimes
 from ..cluster.served_model import PLANNED_CONTEXT, PLANNED_ROWS, ServedModel

@@ -13,10 +13,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ...policies.cluster_map import ClusterMap
+from ...policies.cluster.cluster_map import ClusterMap
 from ...policies.partition import PartitionProblem, partition
-from ...policies.placement import place
-from ...policies.placement_values import NoPlacement, PlacementRequest, PresentStage
+from ...policies.placement.solver import place
+from ...policies.placement.values import NoPlacement, PlacementRequest, PresentStage
 from ...policies.types import InfeasiblePartition, StageLimit
 from ..cluster.served_model import PLANNED_CONTEXT, ServedModel
 from ..cluster.system import StageAt
@@ -83,7 +83,7 @@ def first_fit(model: ServedModel, stages: int, site: Site) -> Stages | None:
 
 
 def planned(model: ServedModel, stages: int, site: Site) -> Stages | None:
-    """As the product places: cuts, devices and hops together (`policies.placement`)."""
+    """As the product places: cuts, devices and hops together (`placement.solver`)."""
     if stages > model.layers:
         return None
     request = PlacementRequest(

@@ -12,8 +12,8 @@ from math import inf
 
 import numpy as np
 
-from ...policies.cluster_map import ClusterMap, cluster_map
-from ...policies.device_facts import DeviceFacts, LinkClasses
+from ...policies.cluster.cluster_map import ClusterMap, cluster_map
+from ...policies.cluster.device_facts import DeviceFacts, LinkClasses
 from ..cluster.pipeline_times import running_max
 from ..cluster.served_model import ServedModel
 from ..cluster.simulator import simulate

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ...policies.cluster_map import ClusterMap
+from ...policies.cluster.cluster_map import ClusterMap
 from ..cluster.metrics import Deadlines
 from ..cluster.served_model import ServedModel
 from ..cluster.startup import StartupModel

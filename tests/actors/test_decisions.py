@@ -8,11 +8,11 @@ from flexpipe.actors.decision_journal import DecisionJournal
 from flexpipe.actors.event_log import EventLog
 from flexpipe.client import AsyncClient
 from flexpipe.client_errors import FlexPipeError
-from flexpipe.policies.controller import decide
-from flexpipe.policies.decision import ControllerMemory, Limits
-from flexpipe.policies.granularity import Shape
-from flexpipe.policies.granularity_fluid import FluidPolicy
-from flexpipe.policies.observation import Observation
+from flexpipe.policies.control.controller import decide
+from flexpipe.policies.control.decision import ControllerMemory, Limits
+from flexpipe.policies.control.granularity import Shape
+from flexpipe.policies.control.granularity_fluid import FluidPolicy
+from flexpipe.policies.control.observation import Observation
 from gateway_harness import running_gateway
 
 ONE = Shape(1, 1, tpot_s=0.1, capacity_tokens_per_s=100)

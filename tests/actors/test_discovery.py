@@ -4,7 +4,7 @@ import pytest
 import recorded_nvml as recorded
 from flexpipe.actors import devices
 from flexpipe.actors.discovery import PCIE_LINK, cpu_facts, discover_gpus, discover_node, host_memory_bytes
-from flexpipe.policies.cluster_map import ISLAND, NODE
+from flexpipe.policies.cluster.cluster_map import ISLAND, NODE
 
 MIB = 1 << 20
 

@@ -4,7 +4,7 @@ import pytest
 import trio
 from flexpipe.actors.generation import GenerationFailedError, GenerationRequest
 from flexpipe.actors.load_meter import LoadMeter
-from flexpipe.policies.signals import Signals, SignalSettings
+from flexpipe.policies.control.signals import Signals, SignalSettings
 from flexpipe.runtime.interface import SamplingParams
 from toy_token_source import ToyTokenSource
 

@@ -15,7 +15,7 @@ from flexpipe.actors.load_meter import LoadMeter
 from flexpipe.actors.pipeline_spec import CoordinatorLimits
 from flexpipe.actors.refactor import RefactorRequest
 from flexpipe.actors.scheduler_machine import SchedulerLimits
-from flexpipe.policies.signals import Signals
+from flexpipe.policies.control.signals import Signals
 from flexpipe.runtime.interface import SamplingParams
 from flexpipe.sim.modelled_engine import ModelledEngine
 from modelled_pipeline import CONTEXT_TOKENS, MODEL, modelled_pipeline, modelled_replicas

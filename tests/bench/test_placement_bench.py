@@ -10,9 +10,9 @@ from flexpipe.bench.placement_packing import packing
 from flexpipe.bench.placement_plots import draw
 from flexpipe.bench.placement_words import packing_rows
 from flexpipe.cli import app
-from flexpipe.policies.device_facts import MapError
-from flexpipe.policies.placement import place
-from flexpipe.policies.placement_pricing import verify
+from flexpipe.policies.cluster.device_facts import MapError
+from flexpipe.policies.placement.pricing import verify
+from flexpipe.policies.placement.solver import place
 from flexpipe.sim.synthetic_map import SyntheticMap
 
 

@@ -6,8 +6,8 @@ import pytest
 from flexpipe.cli import app
 from flexpipe.commands.certify_controller import controller_command
 from flexpipe.commands.certify_microgrid import microgrid_command
-from flexpipe.policies.serving_certificate import CertificateError
-from flexpipe.policies.serving_facts import ControllerFacts
+from flexpipe.policies.certificate.serving_certificate import CertificateError
+from flexpipe.policies.certificate.serving_facts import ControllerFacts
 
 SOUND = ControllerFacts((1000.0, 600.0), 1400.0, drain_s=60, startup_s=10, lag_s=10, dwell_s=60, growth=1.5)
 HASTY = ControllerFacts((1000.0, 600.0), 1400.0, drain_s=20, startup_s=10, lag_s=10, dwell_s=60, growth=1.5)

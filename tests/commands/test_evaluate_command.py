@@ -4,7 +4,7 @@ import json
 
 import pytest
 from flexpipe.cli import app
-from flexpipe.policies.device_facts import MapError
+from flexpipe.policies.cluster.device_facts import MapError
 from flexpipe.sim.arrival_trace import TraceError
 from flexpipe.sim.evaluation.setup import SetupError
 

@@ -15,9 +15,9 @@ from flexpipe.commands.map import show_map
 from flexpipe.commands.map_drawing import draw, svg_text
 from flexpipe.commands.map_terminal import NODE_ROWS_MAX, RACK_ROWS_MAX, terminal_picture
 from flexpipe.commands.map_words import FREE_CLASSES, free_classes, summary_lines
-from flexpipe.policies.cluster_map import cluster_map
-from flexpipe.policies.device_facts import DeviceFacts, NodeFacts
-from flexpipe.policies.map_summary import summarise
+from flexpipe.policies.cluster.cluster_map import cluster_map
+from flexpipe.policies.cluster.device_facts import DeviceFacts, NodeFacts
+from flexpipe.policies.cluster.map_summary import summarise
 from flexpipe.sim.synthetic_map import SyntheticMap
 from recorded_nvml import four_a10_on_two_sockets
 from rich.console import Console

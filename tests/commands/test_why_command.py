@@ -9,11 +9,11 @@ import pytest
 import trio
 from flexpipe.actors.decision_journal import DecisionJournal
 from flexpipe.actors.event_log import EventLog, LogFile
-from flexpipe.policies.controller import decide
-from flexpipe.policies.decision import ControllerMemory, Limits
-from flexpipe.policies.granularity import Shape
-from flexpipe.policies.granularity_fluid import FluidPolicy
-from flexpipe.policies.observation import Observation
+from flexpipe.policies.control.controller import decide
+from flexpipe.policies.control.decision import ControllerMemory, Limits
+from flexpipe.policies.control.granularity import Shape
+from flexpipe.policies.control.granularity_fluid import FluidPolicy
+from flexpipe.policies.control.observation import Observation
 from gateway_harness import running_gateway
 
 COMMAND = [sys.executable, "-m", "flexpipe.cli", "why"]

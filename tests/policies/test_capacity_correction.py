@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from flexpipe.policies.capacity_correction import FACTOR_MAX, FACTOR_MIN, CapacityCorrection
+from flexpipe.policies.control.capacity_correction import FACTOR_MAX, FACTOR_MIN, CapacityCorrection
 
 
 def test_it_comes_to_what_was_served():

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from flexpipe.policies.cluster_map import BUCKETS, CLUSTER, ISLAND, NODE, RACK, cluster_map
-from flexpipe.policies.device_facts import DeviceFacts, MapError, NodeFacts
+from flexpipe.policies.cluster.cluster_map import BUCKETS, CLUSTER, ISLAND, NODE, RACK, cluster_map
+from flexpipe.policies.cluster.device_facts import DeviceFacts, MapError, NodeFacts
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from flexpipe.policies.contraction import (
+from flexpipe.policies.certificate.contraction import (
     InvariantBall,
     NoContractionError,
     blockwise_rate,

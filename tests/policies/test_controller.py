@@ -5,12 +5,12 @@ from itertools import pairwise
 
 import msgspec
 import pytest
-from flexpipe.policies.controller import decide, settled
-from flexpipe.policies.decision import ControllerMemory, Decision, Limits, Refusal
-from flexpipe.policies.granularity import Score, Shape
-from flexpipe.policies.granularity_fluid import FluidPolicy
-from flexpipe.policies.granularity_paper import PaperPolicy
-from flexpipe.policies.observation import EnvelopePoint, Observation
+from flexpipe.policies.control.controller import decide, settled
+from flexpipe.policies.control.decision import ControllerMemory, Decision, Limits, Refusal
+from flexpipe.policies.control.granularity import Score, Shape
+from flexpipe.policies.control.granularity_fluid import FluidPolicy
+from flexpipe.policies.control.granularity_paper import PaperPolicy
+from flexpipe.policies.control.observation import EnvelopePoint, Observation
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -1,9 +1,9 @@
 """Expected fragmentation: by hand on small nodes, its bounds, and that its growth is the difference that it claims to be."""
 
 import pytest
-from flexpipe.policies.cluster_map import cluster_map
-from flexpipe.policies.device_facts import DeviceFacts
-from flexpipe.policies.fragmentation import (
+from flexpipe.policies.cluster.cluster_map import cluster_map
+from flexpipe.policies.cluster.device_facts import DeviceFacts
+from flexpipe.policies.cluster.fragmentation import (
     MixError,
     StageDemand,
     StageMix,

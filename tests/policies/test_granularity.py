@@ -4,11 +4,11 @@ from dataclasses import replace
 from math import exp, isfinite, sqrt
 
 import pytest
-from flexpipe.policies.demand import asked_tokens_per_s, demand
-from flexpipe.policies.granularity import Shape
-from flexpipe.policies.granularity_fluid import FluidPolicy
-from flexpipe.policies.granularity_paper import PaperPolicy, PaperSettings
-from flexpipe.policies.observation import Dispersion, EnvelopePoint, Observation
+from flexpipe.policies.control.demand import asked_tokens_per_s, demand
+from flexpipe.policies.control.granularity import Shape
+from flexpipe.policies.control.granularity_fluid import FluidPolicy
+from flexpipe.policies.control.granularity_paper import PaperPolicy, PaperSettings
+from flexpipe.policies.control.observation import Dispersion, EnvelopePoint, Observation
 from hypothesis import given
 from hypothesis import strategies as st
 

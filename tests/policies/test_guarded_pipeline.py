@@ -3,10 +3,10 @@
 from dataclasses import replace
 
 import pytest
-from flexpipe.policies.decision import Limits
-from flexpipe.policies.granularity_fluid import FluidPolicy
-from flexpipe.policies.serving_certificate import controller_guard
-from flexpipe.policies.serving_facts import RouterFacts
+from flexpipe.policies.certificate.serving_certificate import controller_guard
+from flexpipe.policies.certificate.serving_facts import RouterFacts
+from flexpipe.policies.control.decision import Limits
+from flexpipe.policies.control.granularity_fluid import FluidPolicy
 from fluid_pipeline import run, square_wave
 
 HASTY = Limits(gain_min=0, confirm_grow_s=0, confirm_shrink_s=0, dwell_s_min=0, changes_per_hour_max=10**6, drain_s=5)

@@ -4,13 +4,13 @@ from dataclasses import replace
 
 import pytest
 from flexpipe.bench.placement_cases import MODELS, request_for, small_case
-from flexpipe.policies.cluster_map import cluster_map
-from flexpipe.policies.device_facts import DeviceFacts
-from flexpipe.policies.fragmentation import StageMix, fragmentation
-from flexpipe.policies.placement import PlacementSolver, place
-from flexpipe.policies.placement_baselines import BASELINES
-from flexpipe.policies.placement_pricing import verify
-from flexpipe.policies.placement_values import (
+from flexpipe.policies.cluster.cluster_map import cluster_map
+from flexpipe.policies.cluster.device_facts import DeviceFacts
+from flexpipe.policies.cluster.fragmentation import StageMix, fragmentation
+from flexpipe.policies.placement.baselines import BASELINES
+from flexpipe.policies.placement.pricing import verify
+from flexpipe.policies.placement.solver import PlacementSolver, place
+from flexpipe.policies.placement.values import (
     NoPlacement,
     ObjectiveWeights,
     Placement,

@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 import pytest
-from flexpipe.policies.contraction import log_norm, shift_seminorm, spectral_norm
-from flexpipe.policies.regional_bound import AngleRegion, MatrixFamily, box_vertices, regional_bound
+from flexpipe.policies.certificate.contraction import log_norm, shift_seminorm, spectral_norm
+from flexpipe.policies.certificate.regional_bound import AngleRegion, MatrixFamily, box_vertices, regional_bound
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -4,11 +4,11 @@ import dataclasses
 import math
 
 import pytest
-from flexpipe.policies.decision import GuardInputs
-from flexpipe.policies.granularity import Shape
-from flexpipe.policies.observation import Observation
-from flexpipe.policies.serving_certificate import CertificateError, certify, controller_guard, wanted_facts
-from flexpipe.policies.serving_facts import ControllerFacts, RouterFacts
+from flexpipe.policies.certificate.serving_certificate import CertificateError, certify, controller_guard, wanted_facts
+from flexpipe.policies.certificate.serving_facts import ControllerFacts, RouterFacts
+from flexpipe.policies.control.decision import GuardInputs
+from flexpipe.policies.control.granularity import Shape
+from flexpipe.policies.control.observation import Observation
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 import pytest
-from flexpipe.policies.contraction import log_norm, shift_seminorm
-from flexpipe.policies.serving_rates import (
+from flexpipe.policies.certificate.contraction import log_norm, shift_seminorm
+from flexpipe.policies.certificate.serving_rates import (
     balance_rate,
     ball_radius_s,
     drain_s_min,

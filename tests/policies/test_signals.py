@@ -5,8 +5,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from arrival_trains import bursty, poisson
-from flexpipe.policies.signals import Signals, SignalSettings
-from flexpipe.policies.steady_clock import SteadyClock
+from flexpipe.policies.control.signals import Signals, SignalSettings
+from flexpipe.policies.control.steady_clock import SteadyClock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

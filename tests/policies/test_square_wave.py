@@ -9,9 +9,9 @@ from dataclasses import replace
 
 import pytest
 from arrival_trains import bursty
-from flexpipe.policies.decision import Limits, Refusal
-from flexpipe.policies.granularity_fluid import FluidPolicy
-from flexpipe.policies.granularity_paper import PaperPolicy
+from flexpipe.policies.control.decision import Limits, Refusal
+from flexpipe.policies.control.granularity_fluid import FluidPolicy
+from flexpipe.policies.control.granularity_paper import PaperPolicy
 from fluid_pipeline import run, square_wave
 
 LIMITS = Limits()

@@ -6,7 +6,7 @@ import pytest
 from autopiloted import PACE, autopiloted
 from flexpipe.actors.config import ServeConfig
 from flexpipe.autopilot_factory import settings_for
-from flexpipe.policies.decision import Limits
+from flexpipe.policies.control.decision import Limits
 
 SETTINGS = settings_for(ServeConfig(auto=True, pace=PACE, changes_per_hour=3))
 BUDGET = SETTINGS.limits.changes_per_hour_max

@@ -6,8 +6,8 @@ from dataclasses import replace
 import msgspec
 import numpy as np
 import pytest
-from flexpipe.policies.cluster_map import cluster_map
-from flexpipe.policies.device_facts import DeviceFacts, MapError, NodeFacts
+from flexpipe.policies.cluster.cluster_map import cluster_map
+from flexpipe.policies.cluster.device_facts import DeviceFacts, MapError, NodeFacts
 from flexpipe.sim.map_file import document, read_map
 
 GIB = 1 << 30

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from flexpipe.policies.contraction import shift_seminorm
+from flexpipe.policies.certificate.contraction import shift_seminorm
 from flexpipe.sim.microgrid import SOURCES, Droop, PowerFlowError, microgrid9, trajectory
 from flexpipe.sim.microgrid_study import ANGLES_DEG, CERTIFICATE, OPERATING_REGION, VOLTAGES, MicrogridStudy
 

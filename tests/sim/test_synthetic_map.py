@@ -4,8 +4,8 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from flexpipe.policies.device_facts import MapError
-from flexpipe.policies.map_summary import free_shares, summarise
+from flexpipe.policies.cluster.device_facts import MapError
+from flexpipe.policies.cluster.map_summary import free_shares, summarise
 from flexpipe.sim.synthetic_map import NODE_KINDS, NODES, SyntheticMap
 from flexpipe.sim.tenants import POLICIES, SHAPES, WHOLE, fill
 

@@ -90,8 +90,10 @@ def test_no_policy_was_copied_into_the_simulator():
 
 def test_ours_asks_the_products_controller_and_placement():
     text = (ROOT / "sim/systems/controlled.py").read_text(encoding="utf-8")
-    assert "from ...policies.controller import decide, settled" in text
-    assert "from ...policies.placement import place" in (ROOT / "sim/systems/placing.py").read_text(encoding="utf-8")
+    assert "from ...policies.control.controller import decide, settled" in text
+    assert "from ...policies.placement.solver import place" in (ROOT / "sim/systems/placing.py").read_text(
+        encoding="utf-8"
+    )
 
 
 def _functions(folder):

@@ -12,7 +12,7 @@ from flexpipe.actors.event_log import EventLog
 from flexpipe.actors.generation import GenerationRequest
 from flexpipe.actors.load_meter import LoadMeter
 from flexpipe.autopilot_factory import signal_settings
-from flexpipe.policies.signals import Signals
+from flexpipe.policies.control.signals import Signals
 from flexpipe.runtime.interface import SamplingParams
 from flexpipe.shape_planning import DecodeLoad, Running, ShapePlanner
 from flexpipe.sim.modelled_engine import ModelledSpeed, expected_tokens

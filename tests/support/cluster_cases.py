@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from flexpipe.policies.batching import BatchLimits
-from flexpipe.policies.cluster_map import cluster_map
-from flexpipe.policies.device_facts import DeviceFacts, NodeFacts
+from flexpipe.policies.cluster.cluster_map import cluster_map
+from flexpipe.policies.cluster.device_facts import DeviceFacts, NodeFacts
 from flexpipe.sim.cluster.engine_times import StepTimes
 from flexpipe.sim.cluster.served_model import ServedModel
 from flexpipe.sim.cluster.system import StageAt, Start

@@ -5,10 +5,10 @@ Starting up takes time, during which the old shape serves, as in a refactoring. 
 
 from dataclasses import dataclass, field
 
-from flexpipe.policies.controller import decide, settled
-from flexpipe.policies.decision import ControllerMemory
-from flexpipe.policies.granularity import Shape
-from flexpipe.policies.signals import Signals, SignalSettings
+from flexpipe.policies.control.controller import decide, settled
+from flexpipe.policies.control.decision import ControllerMemory
+from flexpipe.policies.control.granularity import Shape
+from flexpipe.policies.control.signals import Signals, SignalSettings
 
 TOKENS = 200  # of work in a request
 

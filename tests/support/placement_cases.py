@@ -2,13 +2,13 @@
 
 from itertools import combinations, permutations
 
-from flexpipe.policies.cluster_map import cluster_map
-from flexpipe.policies.device_facts import DeviceFacts, LinkClasses, NodeFacts
-from flexpipe.policies.placement_effort import Engine
-from flexpipe.policies.placement_pricing import price, verify
-from flexpipe.policies.placement_search import search
-from flexpipe.policies.placement_survey import floors
-from flexpipe.policies.placement_values import ObjectiveWeights, PlacementRequest, PresentStage
+from flexpipe.policies.cluster.cluster_map import cluster_map
+from flexpipe.policies.cluster.device_facts import DeviceFacts, LinkClasses, NodeFacts
+from flexpipe.policies.placement.effort import Engine
+from flexpipe.policies.placement.pricing import price, verify
+from flexpipe.policies.placement.search import search
+from flexpipe.policies.placement.survey import floors
+from flexpipe.policies.placement.values import ObjectiveWeights, PlacementRequest, PresentStage
 from flexpipe.policies.types import AtomCost, Link
 from hypothesis import strategies as st
 

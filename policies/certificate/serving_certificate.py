@@ -1,7 +1,7 @@
 """Whether a serving configuration may be trusted to settle, condition by condition, and which changes must be refused.
 
 Owns the claims of ``docs/contraction.md`` about routing and scaling as a certificate with margins in words, and the guard that
-`policies.controller` asks. It must never know what the controller prefers. Rates and formulas: `policies.serving_rates`.
+`control.controller` asks. It must never know what the controller prefers. Rates and formulas: `certificate.serving_rates`.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ..control.decision import Guard, GuardInputs, Refusal
 from .contraction import dwell_s_min, switched_rate, tracking_bound
-from .decision import Guard, GuardInputs, Refusal
 from .serving_facts import ControllerFacts, RouterFacts
 from .serving_rates import (
     DRAIN_FACTOR,

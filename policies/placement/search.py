@@ -1,6 +1,6 @@
 """The search for one replica, to be read: a beam over chains of stages, ordered by what their completions cost at least.
 
-Owns the order in which plans are tried, and the floor that lets one be dropped unseen. `placement_kernels` does the same in
+Owns the order in which plans are tried, and the floor that lets one be dropped unseen. `kernels` does the same in
 machine code: the same states in the same order with the same answer, only faster. Pure.
 
 A state is a chain of stages that holds atoms ``[0, j)``. Its floor adds to what the chain costs already: the remaining work
@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .placement_problem import CANDIDATES_MAX, NEVER, Integers, ReplicaProblem
+from .problem import CANDIDATES_MAX, NEVER, Integers, ReplicaProblem
 
 
 class Effort(NamedTuple):

@@ -12,12 +12,12 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from .cluster_map import ClusterMap
-from .partition import PartitionProblem, partition
-from .placement_pricing import Run, free_bytes, price
-from .placement_problem import Integers
-from .placement_values import PlacedReplica, PlacementRequest
-from .types import AtomCost, Link, StageLimit
+from ..cluster.cluster_map import ClusterMap
+from ..partition import PartitionProblem, partition
+from ..types import AtomCost, Link, StageLimit
+from .pricing import Run, free_bytes, price
+from .problem import Integers
+from .values import PlacedReplica, PlacementRequest
 
 Baseline = Callable[[ClusterMap, PlacementRequest, np.random.Generator], PlacedReplica | None]
 """Places one replica, or gives up. Only one of them draws from the generator."""

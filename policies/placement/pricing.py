@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
-from .cluster_map import ClusterMap
-from .placement_values import WHOLE_PPM, CostTerms, PlacedReplica, PlacedStage, PlacementRequest, PresentStage
-from .types import NS_PER_S, Link, StageLimit, stage_cost
+from ..cluster.cluster_map import ClusterMap
+from ..types import NS_PER_S, Link, StageLimit, stage_cost
+from .values import WHOLE_PPM, CostTerms, PlacedReplica, PlacedStage, PlacementRequest, PresentStage
 
 Run = tuple[int, int]
 """A device's row and the atom at which its stage ends: a replica is a sequence of these, the first beginning at atom 0."""

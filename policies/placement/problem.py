@@ -11,9 +11,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from .cluster_map import CLUSTER, ISLAND, NODE, RACK, ClusterMap
-from .placement_pricing import load_ns, move_bytes_ns
-from .placement_values import WHOLE_PPM, PlacementRequest
+from ..cluster.cluster_map import CLUSTER, ISLAND, NODE, RACK, ClusterMap
+from .pricing import load_ns, move_bytes_ns
+from .values import WHOLE_PPM, PlacementRequest
 
 Integers = npt.NDArray[np.int64]
 Numbers = npt.NDArray[np.float64]
@@ -36,7 +36,7 @@ class ReplicaProblem(NamedTuple):
     ``nearest`` [C, L+1]: the cheapest hop from a candidate at a cut. ``nearest_after`` [L+1]: the cheapest of all at any later
     cut. ``least_load`` [1]: ns of loading all atoms, each where it loads fastest. ``extras`` [S+1]: the least weighted move and
     fragmentation of up to so many stages. ``fee`` [C]: what a candidate's use costs beside
-    (`placement_together`). ``mix_bytes``, ``mix_ppm``: the fragment mix. ``weights`` [5]: tpot, bottleneck,
+    (`together`). ``mix_bytes``, ``mix_ppm``: the fragment mix. ``weights`` [5]: tpot, bottleneck,
     startup, move, fragmentation. ``limits`` [4]: stages_min, stages_max, step_ns_max, tpot_ns_max.
     """
 
@@ -214,7 +214,7 @@ def _extras(saved: Integers, stages_max: int) -> Integers:
 
 
 def expected_kib(mix_bytes: Integers, mix_ppm: Integers, free: Integers) -> Integers:
-    """Expected fragmentation of devices with so much free, in KiB; see `placement_pricing.fragmentation_growth`."""
+    """Expected fragmentation of devices with so much free, in KiB; see `pricing.fragmentation_growth`."""
     larger = (mix_bytes[None, :] > free[:, None]) * mix_ppm[None, :]
     kib: Integers = (free >> 10) * larger.sum(axis=1) // WHOLE_PPM
     return kib

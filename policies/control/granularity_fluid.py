@@ -3,7 +3,7 @@
     J(S) = TPOT(S) / TPOT_least  +  W(S) / wait_s  +  w_f dF(S)  +  w_d devices(S)
     W(S) = sup_t { D(t) - C_have min(t, T_up) - C_S (t - T_up)+ } / C_S
 
-D is the measured demand curve (`policies.demand`), C the capacity, T_up the start-up time: until the new shape serves, the
+D is the measured demand curve (`control.demand`), C the capacity, T_up the start-up time: until the new shape serves, the
 present one does. So depth pays exactly where it really pays: through start-up (S stages load 1/S of the bytes each, in
 parallel), through KV room, and because small stages fit into fragments; not through a queueing formula that takes stages in
 series for servers in parallel. The replicas are one pool of work. Relative to the least TPOT, so that the weights mean the

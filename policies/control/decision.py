@@ -1,6 +1,6 @@
 """What the controller decides, within which limits, and who may refuse it: values and signatures.
 
-Owns the vocabulary between `policies.controller`, the actor that drives it, the certificate that guards it and the log that
+Owns the vocabulary between `control.controller`, the actor that drives it, the certificate that guards it and the log that
 explains it. It must never know how a decision is reached. Decisions hold plain finite values only, so that a log event can
 carry them and give them back.
 """

@@ -1,7 +1,7 @@
 """Where in a large cluster a replica may stand well: a floor per rack, and the few devices that are worth a search.
 
 Owns what lets the search skip almost all devices of a map. `floor_of` and `floors` are plain loops over arrays so that
-`placement_kernels` compiles these very sources; everything else is numpy over whole maps.
+`kernels` compiles these very sources; everything else is numpy over whole maps.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .cluster_map import ClusterMap
-from .placement_problem import NEVER, Integers, Numbers, ProblemMaker, expected_kib
-from .placement_values import PlacementRequest
-from .types import NS_PER_S
+from ..cluster.cluster_map import ClusterMap
+from ..types import NS_PER_S
+from .problem import NEVER, Integers, Numbers, ProblemMaker, expected_kib
+from .values import PlacementRequest
 
 FASTEST_ENOUGH = 128
 """Fastest devices among which the floor of a whole map is looked for first."""

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from .cluster_map import ClusterMap, SeenEpoch
-from .types import AtomCost, StageCost
+from ..cluster.cluster_map import ClusterMap, SeenEpoch
+from ..types import AtomCost, StageCost
 
 STAGES_MAX = 32
 """Stages of one replica."""

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
-from .placement_pricing import Run
-from .placement_problem import NEVER
+from .pricing import Run
+from .problem import NEVER
 
 ROUNDS_MAX = 16
 PATIENCE_ROUNDS = 2

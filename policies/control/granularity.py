@@ -1,7 +1,7 @@
 """Granularity: into how many stages and replicas a model is cut, and the interface of the policies that weigh it.
 
 Owns the candidate (`Shape`), what a policy says of it (`Score`) and the contract of a policy. It must never know how a
-candidate was placed, nor when a change is allowed (`policies.controller`).
+candidate was placed, nor when a change is allowed (`control.controller`).
 """
 
 from __future__ import annotations

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from .cluster_map import ClusterMap
-from .placement_pricing import effective_speed, free_bytes
-from .placement_values import NoPlacement, PlacementRequest
+from ..cluster.cluster_map import ClusterMap
+from .pricing import effective_speed, free_bytes
+from .values import NoPlacement, PlacementRequest
 
 _UNITS = ((1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from .types import Link
+from ..types import Link
 
 DEVICE_BYTES_MAX = 1 << 44
 """Memory of one device, in bytes (16 TiB), so that sums over a whole map stay within 64 bits."""

@@ -1,7 +1,7 @@
 """What the signals of one pipeline say at one moment: the controller's only view of the load.
 
-Owns the values and what makes one unusable. It must never know how they were measured (`policies.signals`) nor what is made
-of them. Work is counted in tokens, in the same unit as a shape's capacity (`policies.granularity`): whoever feeds the signals
+Owns the values and what makes one unusable. It must never know how they were measured (`control.signals`) nor what is made
+of them. Work is counted in tokens, in the same unit as a shape's capacity (`control.granularity`): whoever feeds the signals
 decides what a request weighs, a prompt's tokens plus those that it is expected to make, say.
 """
 

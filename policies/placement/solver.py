@@ -1,8 +1,8 @@
 """Where a model runs: how many replicas, cut where, on which devices, together; or why nowhere.
 
-Owns the strategy. What a plan costs is `placement_pricing`'s, the search among a few dozen devices `placement_search`'s, to be
-read, and `placement_kernels`', to be fast. A map of few devices with room is one such search (`placement_small`); in a large one
-the regions that look best are searched, and what is found is remembered until an event touches it (`placement_regions`).
+Owns the strategy. What a plan costs is `pricing`'s, the search among a few dozen devices `search`'s, to be
+read, and `kernels`', to be fast. A map of few devices with room is one such search (`small`); in a large one
+the regions that look best are searched, and what is found is remembered until an event touches it (`regions`).
 Pure values: the same map and request have the same answer.
 """
 
@@ -10,16 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .cluster_map import ClusterMap
-from .placement_effort import Engine, kernels
-from .placement_pricing import price
-from .placement_problem import NEVER, ProblemMaker
-from .placement_reasons import explain
-from .placement_regions import LargeMap
-from .placement_small import SmallMap
-from .placement_survey import Surveyor
-from .placement_values import NoPlacement, PlacedReplica, Placement, PlacementRequest
-from .types import NS_PER_S
+from ..cluster.cluster_map import ClusterMap
+from ..types import NS_PER_S
+from .effort import Engine, kernels
+from .pricing import price
+from .problem import NEVER, ProblemMaker
+from .reasons import explain
+from .regions import LargeMap
+from .small import SmallMap
+from .survey import Surveyor
+from .values import NoPlacement, PlacedReplica, Placement, PlacementRequest
 
 
 def place(cluster: ClusterMap, request: PlacementRequest, engine: Engine | None = None) -> Placement | NoPlacement:

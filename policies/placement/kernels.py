@@ -1,4 +1,4 @@
-"""`placement_search.search` as machine code: the same states in the same order with the same answer.
+"""`search.search` as machine code: the same states in the same order with the same answer.
 
 Owns nothing that the reference does not say; read that first. Numba keeps the code between processes; it sees changes of this
 file only, so all kernels stand here. Import it late: numba takes a moment.
@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import numba
 import numpy as np
 
-from .placement_problem import NEVER, Integers, Numbers, ReplicaProblem
-from .placement_search import Effort, Found
-from .placement_survey import Floors, floor_of
+from .problem import NEVER, Integers, Numbers, ReplicaProblem
+from .search import Effort, Found
+from .survey import Floors, floor_of
 
 # Without numba's reference counts, which took seven eighths of the time: these functions make no arrays, they fill some.
 _njit: Any = numba.njit
@@ -47,7 +47,7 @@ class _Room(NamedTuple):
 def search(
     problem: ReplicaProblem, guesses: Integers, effort: Effort, incumbent: int = NEVER, order: tuple[int, ...] = ()
 ) -> Found:
-    """As `placement_search.search`."""
+    """As `search.search`."""
     width, levels = effort.width, len(order) or int(problem.limits[1])
     room = _Room(
         chains=np.zeros((2, width, 6), np.int64),
@@ -393,4 +393,4 @@ def _floors(
 
 
 floors: Floors = _floors
-"""As `placement_survey.floors`."""
+"""As `survey.floors`."""

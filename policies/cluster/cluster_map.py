@@ -19,8 +19,8 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from ..types import Link
 from .device_facts import DeviceFacts, LinkClasses, MapError, NodeFacts, check_free, check_slowdown
-from .types import Link
 
 MAP_DEVICES_MAX = 1 << 18
 """Devices of one map."""

@@ -9,9 +9,9 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from .placement_problem import NEVER, Integers, ReplicaProblem
-from .placement_search import Effort, Found
-from .placement_survey import Floors
+from .problem import NEVER, Integers, ReplicaProblem
+from .search import Effort, Found
+from .survey import Floors
 
 SCOUT = Effort(12, 6, every_device=False)
 SETTLE = Effort(64, 8, every_device=False)
@@ -30,7 +30,7 @@ NOTHING = Found(NEVER, (), (), 0, 0)
 
 
 class Search(Protocol):
-    """`placement_search.search`, or its twin in `placement_kernels`."""
+    """`search.search`, or its twin in `kernels`."""
 
     def __call__(
         self,
@@ -52,16 +52,17 @@ class Engine(NamedTuple):
 
 def kernels() -> Engine:
     """The compiled engine; compiles at its first use on a machine, for some seconds."""
-    from . import placement_kernels
+    from . import kernels as compiled
 
-    return Engine(placement_kernels.search, placement_kernels.floors)
+    return Engine(compiled.search, compiled.floors)
 
 
 def readable() -> Engine:
     """The engine to be read, which needs no compiling."""
-    from . import placement_search, placement_survey
+    from .search import search
+    from .survey import floors
 
-    return Engine(placement_search.search, placement_survey.floors)
+    return Engine(search, floors)
 
 
 def widened(search: Search, problem: ReplicaProblem, states_max: int = STATES_MAX) -> Found:

@@ -1,6 +1,6 @@
 """What is certified of a serving configuration: its router's and its controller's numbers, and what makes them none.
 
-Owns the values. It must never know what is claimed of them (`policies.serving_certificate`).
+Owns the values. It must never know what is claimed of them (`certificate.serving_certificate`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Which of a pipeline's candidates may be had at all, and what a policy makes of those: the present against the rest.
 
 Owns who is in and who is out, each by a named reason, and the order of those that are in. It must never know how long anything
-has been so (`policies.controller`).
+has been so (`control.controller`).
 """
 
 from __future__ import annotations

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from .cluster_map import ClusterMap
-from .placement_effort import NOTHING, STATES_MAX, Search, widened
-from .placement_pricing import Run
-from .placement_problem import CANDIDATES_MAX, NEVER, Integers, ProblemMaker
-from .placement_search import Found
-from .placement_survey import Surveyor
-from .placement_together import Alone, Prices, Together, place_together
-from .placement_values import PlacementRequest
+from ..cluster.cluster_map import ClusterMap
+from .effort import NOTHING, STATES_MAX, Search, widened
+from .pricing import Run
+from .problem import CANDIDATES_MAX, NEVER, Integers, ProblemMaker
+from .search import Found
+from .survey import Surveyor
+from .together import Alone, Prices, Together, place_together
+from .values import PlacementRequest
 
 STATES_MAX_TOGETHER = 60_000
 """The same as `STATES_MAX`, for each of the many searches that replicas with prices take."""

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .cluster_map import ClusterMap
-from .placement_effort import (
+from ..cluster.cluster_map import ClusterMap
+from .effort import (
     NOTHING,
     REPAIR,
     ROOMY,
@@ -24,11 +24,11 @@ from .placement_effort import (
     deepened,
     mended,
 )
-from .placement_pricing import Run
-from .placement_problem import CANDIDATES_MAX, NEVER, Integers, ProblemMaker
-from .placement_search import Effort, Found
-from .placement_survey import Survey, Surveyor, choose
-from .placement_values import PlacementRequest
+from .pricing import Run
+from .problem import CANDIDATES_MAX, NEVER, Integers, ProblemMaker
+from .search import Effort, Found
+from .survey import Survey, Surveyor, choose
+from .values import PlacementRequest
 
 WHOLE_MAP = -1
 """The region of all racks; others are racks."""
