@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .demand import demand
-from .granularity import Score, Shape
+from .granularity import PLAUSIBLE_MIN, Score, Shape
 from .observation import Observation
 
 COST_SHARE_MIN = 0.01
@@ -131,6 +131,7 @@ def _capacities(observation: Observation, present: Shape, candidates: Sequence[S
     for number, shape in enumerate(candidates):
         if shape.kv_tokens:
             residence_s = observation.service_s * shape.tpot_s / present.tpot_s
-            let_in = shape.kv_tokens / kv_per_request / residence_s * observation.tokens_per_request
-            capacity[number] = min(capacity[number], let_in) if let_in > 0 else capacity[number]
+            occupied = kv_per_request * residence_s
+            let_in = shape.kv_tokens * observation.tokens_per_request / occupied if occupied > 0 else 0.0
+            capacity[number] = max(PLAUSIBLE_MIN, min(capacity[number], let_in)) if let_in > 0 else capacity[number]
     return capacity
