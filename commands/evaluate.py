@@ -156,7 +156,7 @@ def _table(place: Place) -> Table:
     table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("system", no_wrap=True, min_width=SYSTEM_COLUMNS)
     for measure in MAIN:
-        table.add_column(f"{measure.title}\n{measure.unit}", justify="right", no_wrap=True)
+        table.add_column("\n".join([*measure.title.split(" ", 1), measure.unit]), justify="right", no_wrap=True)
     for row in place.rows():
         cells = (_cell(row, measure) for measure in MAIN)
         table.add_row(_short(row), *cells, style="bold" if row.name == OURS else None)

@@ -58,7 +58,12 @@ def paper_parts(*, quick: bool) -> tuple[Part, ...]:
     """The paper's evaluation. The quick one: the main model, the harshest trace and a full map, ten minutes, fewer seeds."""
     if quick:
         statics = statics_of(PROVISIONS_QUICK)
-        gammas = [Part(gamma("opt-66b", cv, QUICK_S), PAPER_MAP, (*SYSTEMS, *statics), SEEDS_QUICK) for cv in CVS]
+        gammas = [
+            Part(
+                gamma("opt-66b", cv, QUICK_S), PAPER_MAP, (*(SYSTEMS if cv in ABLATED else CORE), *statics), SEEDS_QUICK
+            )
+            for cv in CVS
+        ]
         code = Load("opt-66b", AZURE_CODE, duration_s=QUICK_S)
         full = gamma("llama-2-7b", 4.0, QUICK_S)
         return (
