@@ -22,7 +22,7 @@ from .situation import Situation
 
 @dataclass(frozen=True, slots=True)
 class Scaling:
-    """``target`` is the share of full steps that a replica is to be used at; ``keep_alive_s`` how long one too many stays.
+    """``target`` is the share of what a replica can run at once to use it at, ``keep_alive_s`` how long one too many stays.
 
     ``drain``: a replica that goes ends its requests first; else they go on elsewhere, their KV computed anew.
     """
@@ -31,6 +31,13 @@ class Scaling:
     keep_alive_s: float
     drain: bool
     tick_s: float = 2.0
+
+
+def requests_at_once(situation: Situation, model: int, depth: int) -> float:
+    """How many requests like the history's a replica runs at once: full steps, or what its KV room holds, if that is less."""
+    history, facts = situation.history[model], situation.facts[model]
+    context = float(history.input_tokens.mean() + history.output_tokens.mean() / 2)
+    return max(1.0, min(PLANNED_ROWS * depth, facts.depths[depth].kv_tokens / context))
 
 
 class Autoscaled:
@@ -45,6 +52,7 @@ class Autoscaled:
         models = range(len(situation.models))
         self._depths = [fixed_depth(situation, model) for model in models]
         self._first = [self._replicas_at_first(situation, model) for model in models]
+        self._at_once = [requests_at_once(situation, model, self._depths[model]) for model in models]
         self._warm = [Warmth() for _ in models]
         self._enough_since_s: list[float | None] = [None for _ in models]
 
@@ -89,8 +97,7 @@ class Autoscaled:
         requests = fleet.view.unplaced[fleet.model] + sum(
             replica.waiting + replica.running for replica in fleet.view.of(fleet.model)
         )
-        room = self._scaling.target * PLANNED_ROWS * self._depths[fleet.model]
-        return max(1, ceil(requests / room))
+        return max(1, ceil(requests / (self._scaling.target * self._at_once[fleet.model])))
 
     def _replicas_at_first(self, situation: Situation, model: int) -> int:
         shapes = ModelShapes(situation.facts[model], (self._depths[model],))

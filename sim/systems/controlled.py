@@ -3,6 +3,10 @@
 Owns the beat and the acting in a simulated cluster, as `actors.autopilot` owns them in a real one; every decision is
 `policies.controller.decide`'s. Simplified against the daemon: each model has one controller of its own; all replicas of a model
 are reshaped in one go where the daemon takes one after the other; a replica lost with its node is started anew at once.
+
+A known fault: where a replica changes its depth, devices are chosen as if its own memory were free, while a live change needs old
+and new stages beside each other there, and KV pages fill what is left. Such changes are often refused. `refactor_planning`, which
+splits a stage where it is, does better; results that rest on changes of depth (the paper's policy above all) are too low by it.
 """
 
 from __future__ import annotations
