@@ -265,7 +265,8 @@ other; beside one that computes a share u of the time ours takes 1 + u times as 
 <li>A hop is 2.1 ms (the paper's Table 2); in its evaluation it seems to have been 15 ms, which would count against depth.</li>
 <li>Allocation of a free GPU takes no time; a new process half a second; weights scatter as published loads do.</li>
 <li>Static systems may be given any of the tried capacities with hindsight, and know a trace that they are planned for.</li>
-<li><b>Known fault: changes of depth.</b> Devices for a changed replica are chosen as if its own memory were free, though a live change
+<li><b>Known fault: changes of depth.</b> Devices for a changed replica are chosen as if its own memory were free, though a live
+change
 needs old and new stages beside each other; such changes are often refused. And replicas that make room are stopped first, in the
 daemon's own order, which costs capacity just when it is short. The paper's policy, "no hysteresis", and "from storage" change depth
 and suffer by it: their rows are no verdict on them, and nothing here measures what depth could be worth.</li>
