@@ -33,6 +33,9 @@ from .observation import Observation
 EXPONENT_MAX = 600.0
 """|nu_t - nu_k| / sigma beyond this counts as this: a score of 0 would have no inverse."""
 
+SCORE_MIN = 1e-300
+"""A worse score counts as this, for the same reason."""
+
 FORECAST_S = 30.0
 """How far Eq. 5 looks ahead along the trend: the paper's "gradient of intensity", whose step it does not give."""
 
@@ -104,7 +107,7 @@ class PaperPolicy:
             ("added", float(added)),
             ("fit", fit),
         )
-        return Score(shape, 1 / (granularity * fit), terms=terms)
+        return Score(shape, 1 / max(granularity * fit, SCORE_MIN), terms=terms)
 
     def _nearness(self, cv: float | None, stages: int) -> float:
         """The factor exp(-|nu_t - nu_k| / sigma) of Eq. 4."""

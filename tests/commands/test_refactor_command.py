@@ -86,6 +86,13 @@ async def test_a_change_that_is_aborted_fails_with_its_sentence():
     assert said(done) == "stage 1 has no room; the old stages serve on."
 
 
+async def press_ctrl_c(process):
+    """Once, and again after a while: Python drops a KeyboardInterrupt that comes in a finaliser."""
+    while True:
+        process.send_signal(signal.SIGINT)
+        await trio.sleep(10)
+
+
 async def test_ctrl_c_stops_the_watching_only():
     async with refactoring_gateway() as gateway:
         gateway.refactorer.hold(("commit",))
@@ -94,9 +101,10 @@ async def test_ctrl_c_stops_the_watching_only():
         )
         try:
             await gateway.refactorer.until_running()
-            process.send_signal(signal.SIGINT)
-            async with process.stderr:
+            async with trio.open_nursery() as pressing, process.stderr:
+                pressing.start_soon(press_ctrl_c, process)
                 stderr = b"".join([part async for part in process.stderr])
+                pressing.cancel_scope.cancel()
             await process.wait()
         finally:
             process.kill()
