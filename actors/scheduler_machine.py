@@ -26,7 +26,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from ..policies.batching import BatchLimits, Candidate, Share, choose_batch
-from ..runtime.interface import BLOCK_TOKENS
 from .admission import Admission, outgrown
 from .block_ledger import BlockLedger
 from .generation import Finish, TokenEvent
@@ -47,7 +46,7 @@ from .scheduler_events import (
     StepDone,
     Submit,
 )
-from .step_plan import PlannedRow, Sequence, plan_step
+from .step_plan import PlannedRow, Sequence, blocks_for, plan_step
 
 
 @dataclass(frozen=True, slots=True)
@@ -354,7 +353,7 @@ class SchedulerMachine:
         return granted
 
     def _keep_running(self, runner: Sequence, tokens: int, granted: list[Share]) -> bool:
-        blocks = _blocks(runner.computed + tokens)
+        blocks = blocks_for(runner.computed + tokens)
         while not self._ledger.grow(runner.id, blocks):
             victim = self._victim(runner, granted)
             if victim is None:
@@ -364,7 +363,7 @@ class SchedulerMachine:
 
     def _let_in(self, newcomer: Sequence) -> bool:
         """Admit where the whole prompt fits and each runner could still grow by a block: else it would soon be preempted."""
-        blocks = _blocks(len(newcomer.tokens))
+        blocks = blocks_for(len(newcomer.tokens))
         if blocks + len(self._running) > self._ledger.free or not self._ledger.grow(newcomer.id, blocks):
             return False
         self._running[newcomer.id] = self._waiting.pop(newcomer.id)
@@ -389,7 +388,3 @@ class SchedulerMachine:
         self._ledger.release(request.id)
         request.computed = 0
         self._waiting = dict(sorted([(request.id, request), *self._waiting.items()]))
-
-
-def _blocks(tokens: int) -> int:
-    return -(-tokens // BLOCK_TOKENS)

@@ -15,6 +15,11 @@ from .generation import GenerationRequest
 from .messages import AdmitSampling, StepPlan
 
 
+def blocks_for(tokens: int) -> int:
+    """KV blocks that hold so many tokens."""
+    return -(-tokens // BLOCK_TOKENS)
+
+
 @dataclass(slots=True)
 class Sequence:
     """What the scheduler knows of one request. ``tokens`` is prompt + delivered; ``computed`` of them have KV."""
@@ -30,7 +35,7 @@ class Sequence:
     @property
     def blocks_max(self) -> int:
         """KV blocks that it may come to need: for its prompt and all tokens that it may have."""
-        return -(-(len(self.spec.prompt) + self.spec.max_tokens) // BLOCK_TOKENS)
+        return blocks_for(len(self.spec.prompt) + self.spec.max_tokens)
 
     @property
     def outputs(self) -> int:
