@@ -336,8 +336,10 @@ class SchedulerMachine:
         room = self.limits.running_requests_max - len(self._running)
         ready = [r for r in self._running.values() if not r.in_step]
         newcomers = list(self._waiting.values())[: max(room, 0)]
+        active = (*self._running.values(), *newcomers)
+        decoding = sum(request.missing == 1 for request in active)
         candidates = [Candidate(r.id, r.missing) for r in (*ready, *newcomers)]
-        return choose_batch(candidates, len(self._running) + len(newcomers), self._pipeline.depth, self.limits.batch)
+        return choose_batch(candidates, decoding, len(active) - decoding, self._pipeline.depth, self.limits.batch)
 
     def _granted(self, shares: list[Share]) -> list[Share]:
         """Those of ``shares`` that get the blocks they need; runners may preempt younger ones, newcomers may not."""

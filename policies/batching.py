@@ -38,22 +38,30 @@ class Share:
     tokens: int
 
 
-def choose_batch(candidates: Sequence[Candidate], active: int, depth: int, limits: BatchLimits) -> list[Share]:
+def choose_batch(
+    candidates: Sequence[Candidate], decoding: int, prefilling: int, depth: int, limits: BatchLimits
+) -> list[Share]:
     """Fill one step from ``candidates`` (in order of arrival).
 
     Decoding rows come first, since each waits for one token; what is left of the token budget goes to prefill chunks in
     order of arrival. A pipeline of ``depth`` stages wants ``depth`` steps under way, so one step takes at most its even
-    share of the ``active`` requests (those that hold KV pages, candidates included); otherwise the first step would take
-    all of them and leave the other stages idle. Ties cannot occur: order is arrival order.
+    share of the requests that are ``decoding``, and at most its even share of those that are ``prefilling`` (both count those
+    in steps under way and the candidates): otherwise the first step would take all of them and leave the other stages idle.
+    Each kind has a share of its own, for where prompts had only the places that no row takes, the rows of a deep loaded
+    pipeline packed into all steps but two, and prompts waited for these. Ties cannot occur: order is arrival order.
     """
-    rows_max = min(limits.step_rows_max, max(1, -(-active // max(depth, 1))))
+    rows = [c for c in candidates if c.missing == 1][: _even_share(decoding, depth)]
+    rows += [c for c in candidates if c.missing > 1][: _even_share(prefilling, depth)]
     budget = limits.step_tokens_max
     shares: list[Share] = []
-    ordered = [c for c in candidates if c.missing == 1] + [c for c in candidates if c.missing > 1]
-    for candidate in ordered:
-        if budget == 0 or len(shares) == rows_max:
+    for candidate in rows[: limits.step_rows_max]:
+        if budget == 0:
             break
         tokens = min(candidate.missing, budget)
         shares.append(Share(candidate.request, tokens))
         budget -= tokens
     return shares
+
+
+def _even_share(requests: int, depth: int) -> int:
+    return -(-requests // max(depth, 1))

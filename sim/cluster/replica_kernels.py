@@ -133,6 +133,8 @@ def admit(state: ClusterState, slot: int, request: int, now_s: float, join_wait:
         return False
     if replica.prefilling > 0 and _prefill_room(replica, model.step_tokens_max) < 1.0:
         return False
+    if replica.prefill_short > 0:  # room for a prompt's tokens is for the oldest first
+        return False
     if replica.context + context + PAGE * (running + 1) > replica.kv_tokens:
         if running > 0:
             return False
@@ -147,7 +149,7 @@ def admit(state: ClusterState, slot: int, request: int, now_s: float, join_wait:
     replica.prefilling += 1
     replica.context += context
     replica.prefill_context += context
-    cycles = _chunk(replica, record, model, state.join_wait[0])
+    cycles = _chunk(replica, record, model)
     # It waits for the next step to begin while steps are still as they were.
     join = join_wait * before_s / (min(max(running, 1), replica.stages) * cycle_now(state, replica, model))
     push(state.heap_due[slot], state.heap_id[slot], running, replica.cycle + cycles + join, request)
@@ -158,35 +160,20 @@ def admit(state: ClusterState, slot: int, request: int, now_s: float, join_wait:
 def _prefill_room(replica: Any, step_tokens: int) -> float:
     """Prompt tokens that a cycle has room for beyond those that it has."""
     step = max(1.0, step_tokens - math.ceil(replica.decoding / replica.stages))
-    return _prompt_steps(replica) * step - replica.prefill_tokens
+    return replica.stages * step - replica.prefill_tokens
 
 
 @_inlined
-def _prompt_steps(replica: Any) -> float:
-    """How many of a cycle's steps another prompt gets into.
-
-    Decoding rows fill steps first, each up to its share of all requests (`policies.batching`), and a prompt gets into a step with a
-    place that no row takes. How many steps have one? Where rows pack into full steps, those that are left and, as runs step by
-    step show, one more; where places become free anywhere, as many as random places hit. Real runs are between: the geometric mean.
-    """
-    share = -(-(replica.decoding + replica.prefilling + 1) // replica.stages)
-    packed = 1.0 + replica.stages - replica.decoding // share
-    places = replica.stages * share - replica.decoding
-    spread = replica.stages * (1.0 - (1.0 - 1.0 / replica.stages) ** places)
-    return min(math.sqrt(packed * spread), float(replica.stages))
-
-
-@_inlined
-def _chunk(replica: Any, record: Any, model: Any, join_wait: float) -> float:
+def _chunk(replica: Any, record: Any, model: Any) -> float:
     """The request's next chunks, as many as are alike. Returns their number, and with it cycles."""
     step = max(1.0, model.step_tokens_max - math.ceil(replica.decoding / replica.stages))
     chunk = min(record.left, step, max(1.0, _prefill_room(replica, model.step_tokens_max)))
     chunks = math.floor(record.left / chunk) if chunk == step else 1.0
     record.chunk = chunk
     record.left -= chunk * chunks
+    record.short = 1 if chunk < step and record.left > 0.5 else 0
     _count_chunk(replica, record, model, 1.0)
-    # It lets full steps pass until one with a place for it begins.
-    return chunks + join_wait * 2 * (1.0 / _prompt_steps(replica) - 1.0 / replica.stages)
+    return chunks
 
 
 @_inlined
@@ -196,6 +183,7 @@ def _count_chunk(replica: Any, record: Any, model: Any, sign: float) -> None:
     The largest of those of a cycle is taken to be sqrt(sum c^4 / sum c^2), which it is for one, and for any number of equals.
     """
     square = record.chunk * record.chunk
+    replica.prefill_short += int(sign) * record.short
     replica.prefill_tokens += sign * record.chunk
     replica.prefill_squares += sign * square
     replica.prefill_fourths += sign * square * square
@@ -208,7 +196,7 @@ def next_chunk(state: ClusterState, slot: int) -> None:
     replica = state.replicas[slot]
     record, model = state.requests[state.heap_id[slot, 0]], state.models[replica.model]
     _count_chunk(replica, record, model, -1.0)
-    state.heap_due[slot, 0] += _chunk(replica, record, model, state.join_wait[0])
+    state.heap_due[slot, 0] += _chunk(replica, record, model)
     sift_down(state.heap_due[slot], state.heap_id[slot], 0, replica.decoding + replica.prefilling)
 
 

@@ -41,6 +41,7 @@ REQUEST = np.dtype(
         ("preempted", np.int32),
         ("model", np.int16),
         ("phase", np.int16),
+        ("short", np.int16),  # 1 while its chunk is less than a step holds and than it lacks: others left no room
     ],
     align=True,
 )
@@ -72,6 +73,7 @@ REPLICA = np.dtype(
         ("running_max", np.int64),
         ("decoding", np.int64),
         ("prefilling", np.int64),
+        ("prefill_short", np.int64),  # those of them whose chunk is short
         ("waiting_head", np.int64),
         ("waiting_tail", np.int64),
         ("waiting", np.int64),

@@ -55,9 +55,11 @@ class StepLevelPipeline:
             candidates = [row for row in running if not row.in_step]
             if not candidates or under_way >= self.stages or free_s[0] > now_s + 1e-12:
                 continue
+            decoding = sum(row.missing == 1 for row in running)
             shares = choose_batch(
                 [Candidate(row.number, row.missing) for row in candidates],
-                len(running),
+                decoding,
+                len(running) - decoding,
                 self.stages,
                 self.model.limits,
             )
