@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import platformdirs
 import trio
 
@@ -70,8 +71,9 @@ async def serve(model: PreparedModel, config: ServeConfig, present: Presenter) -
     with LogFile(log_folder / "daemon.jsonl") as log_stream, _socket_folder() as sockets, warm_folder() as warm:
         async with ZmqTransport.open() as transport:
             cores = {device.device: device.cores for device in model.devices}
-            async with ForkLauncher.open(log_folder, cores) as launcher:
-                around = Surroundings(log_folder, log_stream, sockets, warm, transport, launcher)
+            files = msgspec.structs.replace(model.files, warm_folder=warm)
+            async with ForkLauncher.open(log_folder, files, cores) as launcher:
+                around = Surroundings(log_folder, log_stream, sockets, transport, launcher)
                 return await _Daemon(model, config, around).run(present)
 
 

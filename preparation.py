@@ -20,6 +20,8 @@ from .runtime.capturing.capture import program_file
 from .runtime.costing.costs import DeviceRates, StepLoad
 from .runtime.costing.device_rates import cached_cpu_rates
 from .runtime.costing.profile import device_key, load_profile
+from .runtime.interface import ModelFiles
+from .runtime.models.model_digest import model_digest
 from .runtime.models.model_folder import ModelError, Report, silent
 from .runtime.models.model_store import resolve
 from .runtime.program import Program, load_program
@@ -38,9 +40,8 @@ class PreparedModel:
     """
 
     name: str
-    folder: Path
+    files: ModelFiles
     program: Program
-    program_file: Path
     plan: Plan
     devices: tuple[StageDevice, ...]
     tokenizer: HfTokenizer
@@ -58,9 +59,8 @@ def prepare(model: str, config: ServeConfig, report: Report = silent) -> Prepare
     plan, devices = _plan_and_devices(program, program_path, config, report)
     return PreparedModel(
         name=Path(model).name or model,
-        folder=folder.path,
+        files=ModelFiles(str(folder.path), str(program_path), digest=model_digest(folder, program_path)),
         program=program,
-        program_file=program_path,
         plan=plan,
         devices=assign(devices, len(plan.stages), config.threads),
         tokenizer=HfTokenizer(folder.path),

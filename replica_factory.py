@@ -41,12 +41,11 @@ weights in a refactoring.
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What the replicas of one server share. ``warm`` is the folder of the weights' warm copy, "" where there is none."""
+    """What the replicas of one server share."""
 
     log_folder: Path
     log_stream: LogStream
     sockets: Path
-    warm: str
     transport: ZmqTransport
     launcher: ForkLauncher
 
@@ -115,12 +114,10 @@ class LocalReplicas:
         model, config = self._model, self._config
         return PipelineSpec(
             engine=EngineSpec(
-                model_folder=str(model.folder),
-                program_file=str(model.program_file),
+                model=model.files.digest,
                 dtype=config.dtype,
                 deterministic=config.deterministic,
                 step_tokens_max=config.step_tokens,
-                warm_folder=self._around.warm,
             ),
             stages=stages,
             layers_of=tuple(atom.layers for atom in model.program.atoms),

@@ -20,6 +20,7 @@ import trio
 
 from .actors.route import StagePlacement
 from .fork_server import Ended, Forked, News
+from .runtime.interface import ModelFiles
 from .worker_process import WorkerOrder
 
 UNKNOWN_EXIT = 255
@@ -60,13 +61,16 @@ class HostProcess:
 
 
 class ForkLauncher:
-    """Forks the workers of all replicas of a daemon.
+    """Forks the workers of all replicas of a daemon, which compute from ``files``.
 
     ``cores`` says on which cores the worker of a device stays; one of a device that is not there goes where there is room.
     """
 
-    def __init__(self, log_folder: Path, cores: Mapping[str, tuple[int, ...]], nursery: trio.Nursery) -> None:
+    def __init__(
+        self, log_folder: Path, files: ModelFiles, cores: Mapping[str, tuple[int, ...]], nursery: trio.Nursery
+    ) -> None:
         self._log_folder = log_folder
+        self._files = files
         self._cores = cores
         self._nursery = nursery
         self._server: trio.Process | None = None
@@ -76,10 +80,12 @@ class ForkLauncher:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, log_folder: Path, cores: Mapping[str, tuple[int, ...]]) -> AsyncIterator[Self]:
+    async def open(
+        cls, log_folder: Path, files: ModelFiles, cores: Mapping[str, tuple[int, ...]]
+    ) -> AsyncIterator[Self]:
         """A launcher whose fork server starts now and ends with the block."""
         async with trio.open_nursery() as nursery:
-            launcher = cls(log_folder, cores, nursery)
+            launcher = cls(log_folder, files, cores, nursery)
             await launcher._start()
             try:
                 yield launcher
@@ -103,6 +109,7 @@ class ForkLauncher:
             errors=str(folder / f"worker-{worker}.stderr"),
             cores=self._cores.get(placement.device, ()),
             daemon_pid=os.getpid(),
+            files=self._files,
         )
         sender, receiver = trio.open_memory_channel[HostProcess | None](1)
         async with self._turn:

@@ -15,9 +15,14 @@ from pathlib import Path
 
 import msgspec
 
+from .runtime.interface import ModelFiles
+
 
 class WorkerOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the daemon asks the fork server for: a worker that connects to ``control``. ``cores`` empty: wherever there is room."""
+    """What the daemon asks the fork server for: a worker that connects to ``control`` and computes from ``files``.
+
+    ``cores`` empty: wherever there is room.
+    """
 
     worker: int
     control: str
@@ -25,6 +30,7 @@ class WorkerOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     errors: str
     cores: tuple[int, ...]
     daemon_pid: int
+    files: ModelFiles
     replica: int = 0
 
 
@@ -72,6 +78,8 @@ def _end_after(process: int) -> None:
 
 
 def _live(order: WorkerOrder, all_cores: set[int]) -> int:
+    from functools import partial
+
     import trio
 
     from .actors.engine_thread import EngineThread
@@ -84,7 +92,8 @@ def _live(order: WorkerOrder, all_cores: set[int]) -> int:
     async def live() -> bool:
         async with ZmqTransport.open() as transport:
             link = await transport.connect(order.control, name="control", limits=CONTROL_LIMITS)
-            actor = StageActor(order.worker, link, transport, EngineThread(LoweredStageEngine, all_cores), log)
+            engine = EngineThread(partial(LoweredStageEngine, files=order.files), all_cores)
+            actor = StageActor(order.worker, link, transport, engine, log)
             try:
                 await actor.run()
             except Exception:

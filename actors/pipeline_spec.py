@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from ..runtime.interface import EngineSpec
+from .device_name import local_name
 from .messages import Prepare
 from .route import Route, StagePlacement
 
@@ -38,7 +39,7 @@ class PipelineSpec:
         placement = route.stages[stage]
         engine = msgspec.structs.replace(
             self.engine,
-            device=placement.device,
+            device=local_name(placement.device),
             threads=placement.threads,
             memory_bytes=self.stated_bytes.get(placement.device, 0),
         )

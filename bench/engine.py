@@ -25,7 +25,7 @@ import numpy as np
 
 from ..runtime.capturing.capture import program_file
 from ..runtime.costing.costs import DeviceRates, StepLoad
-from ..runtime.interface import BLOCK_TOKENS, EngineSpec, RaggedBatch, SampleRow, SamplingParams
+from ..runtime.interface import BLOCK_TOKENS, EngineSpec, ModelFiles, RaggedBatch, SampleRow, SamplingParams
 from ..runtime.program import Program, load_program
 from ..runtime.stage_engine import LoweredStageEngine
 from .limits import best_rates, least_seconds, probe
@@ -183,8 +183,7 @@ def _blocks_per_request(workload: Workload) -> int:
 
 def _load(folder: Path, program_path: Path, program: Program, threads: int) -> tuple[LoweredStageEngine, float]:
     start = time.perf_counter()
-    spec = EngineSpec(str(folder), str(program_path), threads=threads)
-    engine = LoweredStageEngine(spec)
+    engine = LoweredStageEngine(EngineSpec(threads=threads), ModelFiles(str(folder), str(program_path)))
     engine.load(range(len(program.atoms)), lambda _done, _total: None)
     return engine, time.perf_counter() - start
 

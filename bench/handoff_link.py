@@ -87,7 +87,7 @@ async def engine_with_pages(shape: Shape, value: float) -> tuple[EngineThread, K
     """A worker's engine as its actor has it, and its pages."""
     pages = PagesEngine(shape, value)
     engine = EngineThread(lambda _spec: cast("StageEngine", pages))
-    await engine.load(EngineSpec("", ""), range(1), _unheard)
+    await engine.load(EngineSpec(), range(1), _unheard)
     return engine, pages.held
 
 

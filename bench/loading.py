@@ -12,6 +12,7 @@ import argparse
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import trio
 
 from ..actors.engine_thread import EngineThread
 from ..runtime.capturing.capture import program_file
-from ..runtime.interface import EngineSpec, RaggedBatch
+from ..runtime.interface import EngineSpec, ModelFiles, RaggedBatch
 from ..runtime.program import load_program
 from ..runtime.stage_engine import LoweredStageEngine
 
@@ -33,11 +34,11 @@ POSITION = 100
 class Bench:
     """One engine and what its steps took, beside a load and before."""
 
-    def __init__(self, spec: EngineSpec, atoms: int, batch: int) -> None:
+    def __init__(self, spec: EngineSpec, files: ModelFiles, atoms: int, batch: int) -> None:
         self.before: list[float] = []
         self.beside: list[float] = []
         self.loads: list[float] = []
-        self._engine = EngineThread(LoweredStageEngine)
+        self._engine = EngineThread(partial(LoweredStageEngine, files=files))
         self._spec = spec
         self._first, self._second = range(atoms // 2), range(atoms // 2, atoms)
         self._batch = _decode(batch)
@@ -102,10 +103,11 @@ def main() -> int:
     atoms = len(load_program(program_path).atoms)
     with tempfile.TemporaryDirectory(dir=SHARED_MEMORY) as warm:
         for name, folder in (("warm", warm), ("disk", "")):
-            spec = EngineSpec(str(options.model_folder), str(program_path), threads=options.threads, warm_folder=folder)
+            spec = EngineSpec(threads=options.threads)
+            files = ModelFiles(str(options.model_folder), str(program_path), folder)
             if folder:
-                LoweredStageEngine(spec).load(range(atoms), lambda _done, _total: None)
-            bench = Bench(spec, atoms, options.batch)
+                LoweredStageEngine(spec, files).load(range(atoms), lambda _done, _total: None)
+            bench = Bench(spec, files, atoms, options.batch)
             trio.run(bench.run, options.rounds)
             print(_line(name, bench), flush=True)
     return 0

@@ -107,21 +107,32 @@ class SampleRow:
 
 
 class EngineSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How one worker computes, whatever atoms it holds. Travels inside `actors.messages.Prepare`.
+    """How one worker computes, whatever atoms it holds. Travels inside `actors.messages.Prepare`, so it names nothing of a host.
 
-    ``warm_folder`` is where the packed weights of this host's workers lie in shared memory, "" for nowhere. ``memory_bytes`` is
-    all that weights and KV pages may take at this worker, 0 for whatever the device has.
+    ``model`` is the `ModelFiles.digest` that the worker's files must have. ``device`` is a device of the worker's node.
+    ``memory_bytes`` is all that weights and KV pages may take at this worker, 0 for whatever the device has.
     """
 
-    model_folder: str
-    program_file: str
+    model: str = ""
     device: str = "cpu"
     threads: int = 1
     dtype: str = "float32"
     deterministic: bool = False
     step_tokens_max: int = 512
-    warm_folder: str = ""
     memory_bytes: int = 0
+
+
+class ModelFiles(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where one host has the model. Never crosses to another.
+
+    ``warm_folder`` is where the packed weights of this host's workers lie in shared memory, "" for nowhere. ``digest`` is
+    `runtime.models.model_digest.model_digest` of folder and program: workers with equal ones may serve together.
+    """
+
+    folder: str
+    program_file: str
+    warm_folder: str = ""
+    digest: str = ""
 
 
 class WeightSources(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

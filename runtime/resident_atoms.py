@@ -19,7 +19,7 @@ import torch
 
 from .atom_loader import AtomLoader, LoadedAtom
 from .device_memory import DeviceMemory
-from .interface import EngineError, EngineSpec, OutOfMemoryError, StageFacts, WeightSources
+from .interface import EngineError, EngineSpec, ModelFiles, OutOfMemoryError, StageFacts, WeightSources
 from .kv_pages import KvPages
 from .lowered import Backend
 from .lowering import LoweredGraph, lower
@@ -34,6 +34,7 @@ class ResidentAtoms:
     def __init__(
         self,
         spec: EngineSpec,
+        files: ModelFiles,
         program: Program,
         backend: Backend,
         pages: KvPages,
@@ -41,6 +42,7 @@ class ResidentAtoms:
         memory: DeviceMemory,
     ) -> None:
         self._spec = spec
+        self._files = files
         self._program = program
         self._backend = backend
         self._pages = pages
@@ -49,7 +51,7 @@ class ResidentAtoms:
         shapes = {node.name: node.shape for node in program.prelude.nodes if node.shape is not None}
         self._prelude_graph = lower(program.prelude, backend, {})
         self._lowered = [lower(graph, backend, shapes) for graph in program.graphs]
-        self._warm = WarmWeights(spec.warm_folder, backend if isinstance(backend, SharedForm) else None)
+        self._warm = WarmWeights(files.warm_folder, backend if isinstance(backend, SharedForm) else None)
         self._checkpoint: Checkpoint | None = None
         self._identity: tuple[Any, ...] = ()
         self._changing = threading.Lock()
@@ -144,11 +146,11 @@ class ResidentAtoms:
     def _opened(self) -> Checkpoint:
         """The checkpoint, its headers read once. Raises `WeightsError` where its files changed since."""
         if self._checkpoint is None:
-            self._checkpoint = Checkpoint(Path(self._spec.model_folder))
+            self._checkpoint = Checkpoint(Path(self._files.folder))
             self._identity = self._checkpoint.identity()
         elif self._checkpoint.identity() != self._identity:
             raise WeightsError(
-                f"The weights in {self._spec.model_folder} changed while they were served; restart the server"
+                f"The weights in {self._files.folder} changed while they were served; restart the server"
             )
         return self._checkpoint
 

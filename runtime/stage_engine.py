@@ -22,7 +22,17 @@ from .atom_loader import LoadedAtom
 from .backends import choose_backend
 from .device_memory import DeviceMemory
 from .hidden_buffers import from_buffer, to_buffer
-from .interface import BufferView, EngineError, EngineSpec, Int32Array, RaggedBatch, SampleRow, StageFacts, StageOutput
+from .interface import (
+    BufferView,
+    EngineError,
+    EngineSpec,
+    Int32Array,
+    ModelFiles,
+    RaggedBatch,
+    SampleRow,
+    StageFacts,
+    StageOutput,
+)
 from .kv_pages import KvPages
 from .program import Program, load_program
 from .resident_atoms import ResidentAtoms
@@ -38,18 +48,19 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 class LoweredStageEngine:
     """See `StageEngine`. Sets torch's thread count for its whole process: one worker, one process."""
 
-    def __init__(self, spec: EngineSpec) -> None:
+    def __init__(self, spec: EngineSpec, files: ModelFiles) -> None:
+        _check_model(spec, files)
         if spec.dtype not in DTYPES:
             raise EngineError(f"A worker cannot compute in {spec.dtype!r}; choose one of {', '.join(DTYPES)}")
         self.spec = spec
-        self.program = _read_program(spec)
+        self.program = _read_program(files)
         self._dtype = DTYPES[spec.dtype]
         self._device = _device(spec.device)
         self.backend, self.backend_reason = choose_backend(spec, self.program, self._device, self._dtype)
         self._pads = spec.deterministic and not self.backend.batch_invariant
         memory = DeviceMemory(self._device, spec.device, spec.memory_bytes)
         self.pages = KvPages(self.program.attention, self.backend.page_elements, self._dtype, self._device, memory)
-        self.resident = ResidentAtoms(spec, self.program, self.backend, self.pages, self._dtype, memory)
+        self.resident = ResidentAtoms(spec, files, self.program, self.backend, self.pages, self._dtype, memory)
         self._is_warm = False
 
     def load(self, atoms: range, progress: Callable[[int, int], None]) -> StageFacts:
@@ -180,12 +191,20 @@ class LoweredStageEngine:
             layer.pages[0] = page
 
 
-def _read_program(spec: EngineSpec) -> Program:
+def _check_model(spec: EngineSpec, files: ModelFiles) -> None:
+    if spec.model != files.digest:
+        raise EngineError(
+            f"The model that is served is {spec.model[:12] or 'unnamed'}, the one on this host {files.digest[:12] or 'unnamed'}: "
+            "give every node the same weights and the same versions of torch and transformers"
+        )
+
+
+def _read_program(files: ModelFiles) -> Program:
     try:
-        return load_program(Path(spec.program_file))
+        return load_program(Path(files.program_file))
     except (OSError, msgspec.MsgspecError) as error:
         raise EngineError(
-            f"The captured program {spec.program_file} cannot be read ({error}); capture the model again"
+            f"The captured program {files.program_file} cannot be read ({error}); capture the model again"
         ) from error
 
 

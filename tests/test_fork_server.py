@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from flexpipe.fork_server import Ended, Forked, News
+from flexpipe.runtime.interface import ModelFiles
 from flexpipe.worker_process import WorkerOrder
 
 pytestmark = pytest.mark.slow
@@ -41,6 +42,7 @@ class ForkServer:
             errors=str(self.folder / f"worker-{worker}.stderr"),
             cores=(min(os.sched_getaffinity(0)),),
             daemon_pid=daemon_pid or os.getpid(),
+            files=ModelFiles("", ""),
         )
 
     def send(self, data):

@@ -21,7 +21,16 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from ..interface import BLOCK_TOKENS, BufferView, EngineError, EngineSpec, RaggedBatch, SampleRow, SamplingParams
+from ..interface import (
+    BLOCK_TOKENS,
+    BufferView,
+    EngineError,
+    EngineSpec,
+    ModelFiles,
+    RaggedBatch,
+    SampleRow,
+    SamplingParams,
+)
 from ..program import Atom, Program, WeightSpec, load_program, save_program
 from ..stage_engine import LoweredStageEngine
 from .costs import StepLoad, weight_bytes
@@ -51,7 +60,7 @@ class EngineTimer:
     ) -> None:
         self._program = program
         self._folder = folder
-        self._spec = EngineSpec(str(folder), "", device=device, threads=threads, dtype=dtype)
+        self._spec = EngineSpec(device=device, threads=threads, dtype=dtype)
         self._random = np.random.default_rng(0)
         self._loaded: tuple[int, range, LoweredStageEngine] | None = None
 
@@ -76,10 +85,8 @@ class EngineTimer:
             file = self._folder / "program.json"
             save_program(program, file)
             first = program.atoms.index(run[0])
-            spec = msgspec.structs.replace(
-                self._spec, program_file=str(file), step_tokens_max=self._program.context_tokens
-            )
-            engine = LoweredStageEngine(spec)
+            spec = msgspec.structs.replace(self._spec, step_tokens_max=self._program.context_tokens)
+            engine = LoweredStageEngine(spec, ModelFiles(str(self._folder), str(file)))
             atoms = range(first, first + len(run))
             engine.load(atoms, lambda _done, _total: None)
             self._loaded = (atom, atoms, engine)

@@ -207,4 +207,4 @@ def _spec(scenario: Scenario) -> PipelineSpec:
     stages = tuple(
         StagePlacement(worker, first, end, f"device:{worker}", 1) for worker, (first, end) in enumerate(pairwise(edges))
     )
-    return PipelineSpec(EngineSpec("", ""), stages, scenario.model.layers_of, scenario.kv_blocks_max, CONTEXT_TOKENS)
+    return PipelineSpec(EngineSpec(), stages, scenario.model.layers_of, scenario.kv_blocks_max, CONTEXT_TOKENS)

@@ -39,6 +39,6 @@ def test_a_recovery_counts_the_pages_of_each_layer_that_an_interrupted_change_le
 
 
 def test_a_worker_is_told_what_was_stated_for_its_device():
-    spec = PipelineSpec(EngineSpec("", ""), placements((6,), (0, 1)), LAYERS_OF, 64, 512, {"cpu:1": 1000})
+    spec = PipelineSpec(EngineSpec(), placements((6,), (0, 1)), LAYERS_OF, 64, 512, {"cpu:1": 1000})
     route = Route(1, spec.stages)
     assert [spec.prepare_message(route, stage).spec.memory_bytes for stage in (0, 1)] == [0, 1000]

@@ -601,4 +601,4 @@ def test_a_worker_is_told_what_its_stage_is_on_its_device_with_its_threads():
     house = changing(ChangePhase.LOADING)
     house.hello(NEW_ONLY)
     told = [message for message in house.inbox[NEW_ONLY] if isinstance(message, Prepare)]
-    assert told == [Prepare(2, 1, 4, 12, EngineSpec("", "", device="cpu:2", threads=1))]
+    assert told == [Prepare(2, 1, 4, 12, EngineSpec(device="cpu:2", threads=1))]

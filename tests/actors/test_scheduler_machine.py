@@ -121,7 +121,7 @@ class Harness:
         trio.run(self._fill, before, np.empty(0, np.int32) if cut.abandon else live_blocks(cut), self.blocks[cut.epoch])
 
     async def _fill(self, before, live, blocks):
-        await self.engine.load(EngineSpec("", ""), range(MODEL.atoms), _ignore)
+        await self.engine.load(EngineSpec(), range(MODEL.atoms), _ignore)
         await self.engine.reserve(range(MODEL.atoms), blocks)
         pages = [layer_pages(layer, live, page_bytes=PAGE_BYTES) for layer in before.layers if len(live)]
         data = memoryview(bytearray(size_of(pages)))

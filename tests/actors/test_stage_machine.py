@@ -48,7 +48,7 @@ from flexpipe.actors.stage_machine import StageMachine, StageProtocolError
 from flexpipe.runtime.interface import BufferView, EngineSpec, StageFacts, StageOutput
 
 WORKER = 7
-SPEC = EngineSpec("folder", "program")
+SPEC = EngineSpec("digest")
 FACTS = StageFacts(100, 10, 1000, (0, 1), (8, 8), (0, 0), "modelled", "modelled")
 OUTPUT = StageOutput()
 NOTHING = CopyTotals()

@@ -14,12 +14,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from engine_harness import BlockSource, Request, Stage, feed, load_stage
+from engine_harness import BlockSource, Request, Stage, feed, load_stage, new_engine
 from flexpipe.runtime import device_memory
 from flexpipe.runtime.capturing.capture import capture
-from flexpipe.runtime.interface import EngineError, EngineSpec, OutOfMemoryError, RaggedBatch
+from flexpipe.runtime.interface import EngineError, OutOfMemoryError, RaggedBatch
 from flexpipe.runtime.program import load_program, save_program
-from flexpipe.runtime.stage_engine import LoweredStageEngine
 from flexpipe.runtime.weights import WeightsError
 from safetensors.torch import load_file, save_file
 from tiny_models import FAMILIES, random_model
@@ -44,8 +43,8 @@ def warm(saved):
     return saved.parent / "warm"
 
 
-def spec_of(folder, **options):
-    return EngineSpec(str(folder), str(folder / "program.json"), **options)
+def engine_of(folder, **options):
+    return new_engine(folder, folder / "program.json", **options)
 
 
 def atoms_of(folder):
@@ -64,7 +63,7 @@ def one_token(token=5):
 
 
 def test_atoms_without_reserved_pages_do_not_run(saved):
-    engine = LoweredStageEngine(spec_of(saved))
+    engine = engine_of(saved)
     load(engine, range(2))
     engine.reserve(range(2), 4)
     load(engine, range(atoms_of(saved)))
@@ -76,7 +75,7 @@ def test_atoms_without_reserved_pages_do_not_run(saved):
 
 
 def test_fewer_blocks_take_effect_when_the_old_route_is_dropped(saved):
-    engine = load_stage(spec_of(saved), range(atoms_of(saved))).engine
+    engine = load_stage(engine_of(saved), range(atoms_of(saved))).engine
     engine.reserve(range(atoms_of(saved)), 32)
     last = np.array([31], np.int32)
     page = memoryview(bytearray(engine.pages.page_bytes(0)))
@@ -91,7 +90,7 @@ def test_fewer_blocks_take_effect_when_the_old_route_is_dropped(saved):
 
 def test_an_epoch_of_fewer_blocks_that_comes_to_nothing_takes_none_from_the_one_that_serves(saved):
     atoms = range(atoms_of(saved))
-    engine = load_stage(spec_of(saved), atoms).engine
+    engine = load_stage(engine_of(saved), atoms).engine
     engine.reserve(atoms, 32)
     last = np.array([31], np.int32)
     page = memoryview(bytearray(b"\1" * engine.pages.page_bytes(0)))
@@ -104,7 +103,7 @@ def test_an_epoch_of_fewer_blocks_that_comes_to_nothing_takes_none_from_the_one_
 
 
 def test_only_the_layers_of_an_epoch_grow_and_its_facts_say_what_each_holds(saved):
-    engine = LoweredStageEngine(spec_of(saved))
+    engine = engine_of(saved)
     load(engine, range(3))
     engine.reserve(range(3), 32)
     before = {number: len(layer.pages) for number, layer in engine.pages.layers.items()}
@@ -117,7 +116,7 @@ def test_only_the_layers_of_an_epoch_grow_and_its_facts_say_what_each_holds(save
 
 
 def test_what_is_dropped_is_freed_at_once(saved):
-    engine = load_stage(spec_of(saved), range(atoms_of(saved))).engine
+    engine = load_stage(engine_of(saved), range(atoms_of(saved))).engine
     engine.reserve(range(atoms_of(saved)), 4)
     engine.forward(range(atoms_of(saved)), one_token(), None)
     _, atoms = engine.resident.run_of(range(3, atoms_of(saved)))
@@ -130,7 +129,7 @@ def test_what_is_dropped_is_freed_at_once(saved):
 
 
 def test_room_grows_where_the_pages_are(saved):
-    engine = load_stage(spec_of(saved), range(atoms_of(saved))).engine
+    engine = load_stage(engine_of(saved), range(atoms_of(saved))).engine
     engine.reserve(range(atoms_of(saved)), 2)
     before = [layer.pages.data_ptr() for layer in engine.pages.layers.values()]
     engine.reserve(range(atoms_of(saved)), 5000)
@@ -138,7 +137,7 @@ def test_room_grows_where_the_pages_are(saved):
 
 
 def test_a_load_that_fails_changes_nothing(saved, monkeypatch):
-    engine = LoweredStageEngine(spec_of(saved))
+    engine = engine_of(saved)
     load(engine, range(2))
     layers = dict(engine.pages.layers)
     monkeypatch.setattr(device_memory, "free_bytes", lambda _device: 1000)
@@ -151,11 +150,9 @@ def test_a_load_that_fails_changes_nothing(saved, monkeypatch):
 
 def test_a_stated_memory_holds_weights_and_pages_and_no_more(saved, warm):
     atoms = range(atoms_of(saved))
-    weighed = load(LoweredStageEngine(spec_of(saved, warm_folder=str(warm))), atoms)
+    weighed = load(engine_of(saved, warm_folder=str(warm)), atoms)
     room = 10 * weighed.kv_bytes_per_block
-    engine = LoweredStageEngine(
-        spec_of(saved, device="cpu:3", warm_folder=str(warm), memory_bytes=weighed.weight_bytes + room)
-    )
+    engine = engine_of(saved, device="cpu:3", warm_folder=str(warm), memory_bytes=weighed.weight_bytes + room)
     facts = load(engine, atoms)
     assert facts.memory_free_bytes <= room
     blocks = facts.memory_free_bytes // facts.kv_bytes_per_block
@@ -168,17 +165,15 @@ def test_a_stated_memory_holds_weights_and_pages_and_no_more(saved, warm):
 
 def test_weights_beyond_a_stated_memory_are_refused_even_where_they_are_shared(saved, warm):
     atoms = range(atoms_of(saved))
-    weighed = load(LoweredStageEngine(spec_of(saved, warm_folder=str(warm))), atoms)
-    engine = LoweredStageEngine(
-        spec_of(saved, device="cpu:3", warm_folder=str(warm), memory_bytes=weighed.weight_bytes - 1)
-    )
+    weighed = load(engine_of(saved, warm_folder=str(warm)), atoms)
+    engine = engine_of(saved, device="cpu:3", warm_folder=str(warm), memory_bytes=weighed.weight_bytes - 1)
     with pytest.raises(OutOfMemoryError, match=r"cpu:3 has .* stated for it; give the stage fewer layers"):
         load(engine, atoms)
     assert load(engine, range(2)).weight_bytes < weighed.weight_bytes
 
 
 def test_memory_that_the_system_refuses_is_an_error_by_name(saved, monkeypatch):
-    engine = LoweredStageEngine(spec_of(saved))
+    engine = engine_of(saved)
 
     def refuse(*_arguments):
         raise MemoryError("no 12 bytes")
@@ -189,7 +184,7 @@ def test_memory_that_the_system_refuses_is_an_error_by_name(saved, monkeypatch):
 
 
 def test_weights_that_changed_while_they_were_served_are_refused(saved):
-    engine = LoweredStageEngine(spec_of(saved))
+    engine = engine_of(saved)
     load(engine, range(2))
     file = saved / "model.safetensors"
     os.utime(file, ns=(1, 1))
@@ -201,12 +196,12 @@ def test_weights_that_changed_while_they_were_served_are_refused(saved):
 
 
 def test_another_checkpoint_never_gets_the_shared_copy_of_the_first(saved, warm):
-    first = LoweredStageEngine(spec_of(saved, warm_folder=str(warm)))
+    first = engine_of(saved, warm_folder=str(warm))
     load(first, range(1))
     first.reserve(range(1), 1)
     tensors = {name: tensor + 1 for name, tensor in load_file(saved / "model.safetensors").items()}
     save_file(tensors, saved / "model.safetensors", metadata={"format": "pt"})
-    second = LoweredStageEngine(spec_of(saved, warm_folder=str(warm)))
+    second = engine_of(saved, warm_folder=str(warm))
     assert load(second, range(1)).weights.warm_bytes == 0
     second.reserve(range(1), 1)
     difference = second.forward(range(1), one_token(), None) - first.forward(range(1), one_token(), None)
@@ -215,9 +210,8 @@ def test_another_checkpoint_never_gets_the_shared_copy_of_the_first(saved, warm)
 
 @pytest.mark.parametrize("damage", ["empty", "short", "magic", "header", "length"])
 def test_a_damaged_shared_copy_is_never_used(saved, warm, damage):
-    spec = spec_of(saved, warm_folder=str(warm))
     atoms = range(atoms_of(saved))
-    expected = _logits(spec, atoms)
+    expected = _logits(saved, atoms, warm_folder=str(warm))
     for file in warm.iterdir():
         content = bytearray(file.read_bytes())
         if damage == "empty":
@@ -230,45 +224,43 @@ def test_a_damaged_shared_copy_is_never_used(saved, warm, damage):
             content[{"magic": 3, "header": 70}[damage]] ^= 1
         file.unlink()
         file.write_bytes(content)
-    engine = LoweredStageEngine(spec)
+    engine = engine_of(saved, warm_folder=str(warm))
     assert load(engine, atoms).weights.warm_bytes == 0
     engine.reserve(atoms, 1)
     assert torch.equal(engine.forward(atoms, one_token(), None), expected)
-    assert load(LoweredStageEngine(spec), atoms).weights.disk_bytes == 0
+    assert load(engine_of(saved, warm_folder=str(warm)), atoms).weights.disk_bytes == 0
 
 
-def _logits(spec, atoms):
-    engine = LoweredStageEngine(spec)
+def _logits(folder, atoms, **options):
+    engine = engine_of(folder, **options)
     load(engine, atoms)
     engine.reserve(atoms, 1)
     return engine.forward(atoms, one_token(), None)
 
 
 def test_a_shared_copy_outlives_its_worker_and_is_left_whole(saved, warm):
-    spec = spec_of(saved, warm_folder=str(warm))
-    load(LoweredStageEngine(spec), range(atoms_of(saved)))
+    load(engine_of(saved, warm_folder=str(warm)), range(atoms_of(saved)))
     gc.collect()
     assert not [file.name for file in warm.iterdir() if "partial" in file.name]
-    engine = LoweredStageEngine(spec)
+    engine = engine_of(saved, warm_folder=str(warm))
     load(engine, range(atoms_of(saved)))
     for file in warm.iterdir():
         file.unlink()  # what is mapped stays
     engine.reserve(range(atoms_of(saved)), 1)
     assert torch.equal(
-        engine.forward(range(atoms_of(saved)), one_token(), None), _logits(spec_of(saved), range(atoms_of(saved)))
+        engine.forward(range(atoms_of(saved)), one_token(), None), _logits(saved, range(atoms_of(saved)))
     )
 
 
 def test_plain_torch_shares_nothing_and_says_so(saved, warm):
-    spec = spec_of(saved, warm_folder=str(warm), dtype="bfloat16")
-    facts = load(LoweredStageEngine(spec), range(3))
+    facts = load(engine_of(saved, warm_folder=str(warm), dtype="bfloat16"), range(3))
     assert facts.weights.disk_bytes > 0
     assert list(warm.iterdir()) == []
 
 
 def test_pages_may_be_exchanged_only_between_workers_of_one_layout(saved):
-    specs = [spec_of(saved), spec_of(saved, warm_folder="/nowhere"), spec_of(saved, dtype="bfloat16")]
-    first, same, other = (load(LoweredStageEngine(spec), range(3)).page_layout for spec in specs)
+    engines = [engine_of(saved), engine_of(saved, warm_folder="/nowhere"), engine_of(saved, dtype="bfloat16")]
+    first, same, other = (load(engine, range(3)).page_layout for engine in engines)
     assert first == same
     assert first != other
     assert "float32" in first
@@ -277,12 +269,12 @@ def test_pages_may_be_exchanged_only_between_workers_of_one_layout(saved):
 def test_two_epochs_of_one_worker_give_the_logits_of_two_workers(saved):
     """Atoms 0 to 3 for the old route and 2 to the end for the new one, in one engine, with steps of both in turn."""
     end = atoms_of(saved)
-    shared = load_stage(spec_of(saved), range(4))
+    shared = load_stage(engine_of(saved), range(4))
     shared.engine.load(range(2, end), lambda _done, _total: None)
     shared.engine.reserve(range(end), 16)
     old, new = Stage(shared.engine, range(4)), Stage(shared.engine, range(2, end))
-    rest_of_old, start_of_new = load_stage(spec_of(saved), range(4, end)), load_stage(spec_of(saved), range(2))
-    whole = load_stage(spec_of(saved), range(end))
+    rest_of_old, start_of_new = load_stage(engine_of(saved), range(4, end)), load_stage(engine_of(saved), range(2))
+    whole = load_stage(engine_of(saved), range(end))
     for stage in (rest_of_old, start_of_new, whole):
         stage.engine.reserve(stage.atoms, 16)
     results = []
@@ -296,12 +288,11 @@ def test_two_epochs_of_one_worker_give_the_logits_of_two_workers(saved):
 
 
 def test_facts_say_where_weights_came_from(saved, warm):
-    spec = spec_of(saved, warm_folder=str(warm))
-    engine = LoweredStageEngine(spec)
+    engine = engine_of(saved, warm_folder=str(warm))
     first = load(engine, range(3)).weights
     again = load(engine, range(3)).weights
     both = load(engine, range(5)).weights
-    mapped = load(LoweredStageEngine(spec), range(5)).weights
+    mapped = load(engine_of(saved, warm_folder=str(warm)), range(5)).weights
     assert first.disk_bytes > 0
     assert (again.kept_bytes, again.disk_bytes, again.warm_bytes) == (first.disk_bytes - _prelude_bytes(saved), 0, 0)
     assert both.kept_bytes == again.kept_bytes

@@ -5,14 +5,13 @@ import sys
 import threading
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from engine_harness import BlockSource, Request, Stage, build_batch, feed, load_stages, run_step
+from engine_harness import BlockSource, Request, Stage, build_batch, feed, load_stages, new_engine, run_step
 from flexpipe.runtime import device_memory
 from flexpipe.runtime.backends import choose_backend
 from flexpipe.runtime.capturing.capture import capture
@@ -26,7 +25,6 @@ from flexpipe.runtime.interface import (
     SamplingParams,
 )
 from flexpipe.runtime.program import load_program, save_program
-from flexpipe.runtime.stage_engine import LoweredStageEngine
 from flexpipe.runtime.torch_backend import TorchBackend
 from flexpipe.runtime.weights import WeightsError
 from tiny_models import FAMILIES, VOCABULARY, random_model
@@ -112,7 +110,7 @@ def test_a_stage_holds_only_its_own_weights(llama):
     atoms = len(program.atoms)
     sizes = []
     for first, end in ((0, 1), (1, 5), (5, atoms)):
-        engine = LoweredStageEngine(EngineSpec(str(folder), str(program_file)))
+        engine = new_engine(folder, program_file)
         facts = engine.load(range(first, end), lambda _done, _total: None)
         own = sum(
             4 * int(np.prod(program.weights[name].shape))
@@ -130,7 +128,7 @@ def test_a_stage_holds_only_its_own_weights(llama):
 def test_progress_ends_at_the_total(llama):
     folder, program_file = llama
     told = []
-    engine = LoweredStageEngine(EngineSpec(str(folder), str(program_file)))
+    engine = new_engine(folder, program_file)
     engine.load(range(3), lambda done, total: told.append((done, total)))
     assert told[-1][0] == told[-1][1] > 0
     assert [done for done, _ in told] == sorted(done for done, _ in told)
@@ -242,7 +240,7 @@ def test_the_shared_copy_gives_the_same_bits_as_the_checkpoint(llama, tmp_path):
     atoms = range(len(load_program(program_file).atoms))
     results = []
     for warm_folder in ("", str(tmp_path), str(tmp_path)):
-        engine = LoweredStageEngine(EngineSpec(str(folder), str(program_file), warm_folder=warm_folder))
+        engine = new_engine(folder, program_file, warm_folder=warm_folder)
         facts = engine.load(atoms, lambda _done, _total: None)
         engine.reserve(atoms, 8)
         results.append((facts.weights, engine.forward(atoms, one_token_batch(), None)))
@@ -255,19 +253,22 @@ def test_the_shared_copy_gives_the_same_bits_as_the_checkpoint(llama, tmp_path):
 
 def test_a_damaged_shared_copy_is_read_past_and_written_again(llama, tmp_path):
     folder, program_file = llama
-    spec = EngineSpec(str(folder), str(program_file), warm_folder=str(tmp_path))
-    first = LoweredStageEngine(spec).load(range(3), lambda _done, _total: None)
+
+    def shared():
+        return new_engine(folder, program_file, warm_folder=str(tmp_path))
+
+    first = shared().load(range(3), lambda _done, _total: None)
     for file in tmp_path.iterdir():
         file.write_bytes(file.read_bytes()[:100])
-    again = LoweredStageEngine(spec).load(range(3), lambda _done, _total: None)
+    again = shared().load(range(3), lambda _done, _total: None)
     assert again.weights == first.weights
-    assert LoweredStageEngine(spec).load(range(3), lambda _done, _total: None).weights.disk_bytes == 0
+    assert shared().load(range(3), lambda _done, _total: None).weights.disk_bytes == 0
 
 
 def test_without_room_for_the_shared_copy_weights_serve_from_where_they_are(llama):
     folder, program_file = llama
-    spec = EngineSpec(str(folder), str(program_file), warm_folder="/dev/null/nowhere")
-    facts = LoweredStageEngine(spec).load(range(3), lambda _done, _total: None)
+    engine = new_engine(folder, program_file, warm_folder="/dev/null/nowhere")
+    facts = engine.load(range(3), lambda _done, _total: None)
     assert facts.weights.disk_bytes > 0
 
 
@@ -349,7 +350,7 @@ def test_a_first_stage_refuses_a_hidden_state(llama):
 
 def test_running_before_loading_is_an_error(llama):
     folder, program_file = llama
-    engine = LoweredStageEngine(EngineSpec(str(folder), str(program_file)))
+    engine = new_engine(folder, program_file)
     with pytest.raises(EngineError, match="were not loaded"):
         engine.run(range(1), one_token_batch(), None, [])
 
@@ -359,33 +360,38 @@ def test_running_before_loading_is_an_error(llama):
     [
         ({"dtype": "int3"}, "int3"),
         ({"device": "abacus"}, "abacus"),
-        ({"program_file": "/nowhere.json"}, "nowhere"),
+        ({"model": "b" * 64}, "is bbbbbbbbbbbb, the one on this host unnamed: give every node the same"),
     ],
 )
 def test_a_stage_that_cannot_be_is_an_error(llama, changes, sentence):
     folder, program_file = llama
     with pytest.raises(EngineError, match=sentence):
-        LoweredStageEngine(msgspec.structs.replace(EngineSpec(str(folder), str(program_file)), **changes))
+        new_engine(folder, program_file, **changes)
+
+
+def test_a_program_that_cannot_be_read_is_an_error(llama):
+    folder, _ = llama
+    with pytest.raises(EngineError, match="nowhere"):
+        new_engine(folder, "/nowhere.json")
 
 
 @pytest.mark.parametrize("atoms", [range(99), range(3, 3), range(-1, 2)])
 def test_atoms_that_do_not_exist_are_an_error(llama, atoms):
     folder, program_file = llama
     with pytest.raises(EngineError, match="were asked for"):
-        LoweredStageEngine(EngineSpec(str(folder), str(program_file))).load(atoms, lambda _done, _total: None)
+        new_engine(folder, program_file).load(atoms, lambda _done, _total: None)
 
 
 def test_a_model_folder_without_weights_is_an_error(llama, tmp_path):
     _, program_file = llama
-    engine = LoweredStageEngine(EngineSpec(str(tmp_path), str(program_file)))
+    engine = new_engine(tmp_path, program_file)
     with pytest.raises(WeightsError, match="neither"):
         engine.load(range(1), lambda _done, _total: None)
 
 
 def test_a_backend_comes_with_its_reason(llama):
-    folder, program_file = llama
-    spec = EngineSpec(str(folder), str(program_file))
-    backend, reason = choose_backend(spec, load_program(program_file), torch.device("cpu"), torch.bfloat16)
+    _, program_file = llama
+    backend, reason = choose_backend(EngineSpec(), load_program(program_file), torch.device("cpu"), torch.bfloat16)
     assert backend.name == "torch"
     assert "bfloat16" in reason
 

@@ -2,6 +2,7 @@
 
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from flexpipe.actors.engine_thread import SMALL_COPY_BYTES_MAX, EngineThread
 from flexpipe.runtime.capturing.capture import capture
-from flexpipe.runtime.interface import EngineError, EngineSpec, RaggedBatch, StageFacts
+from flexpipe.runtime.interface import EngineError, EngineSpec, ModelFiles, RaggedBatch, StageFacts
 from flexpipe.runtime.page_checksum import page_checksum
 from flexpipe.runtime.program import load_program, save_program
 from flexpipe.runtime.stage_engine import LoweredStageEngine
@@ -21,15 +22,15 @@ from tiny_models import FAMILIES, random_model
 
 
 @pytest.fixture(scope="module")
-def spec(tmp_path_factory):
+def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("llama")
     random_model(FAMILIES["llama"]()).save_pretrained(folder)
     save_program(capture(folder), folder / "program.json")
-    return EngineSpec(str(folder), str(folder / "program.json"))
+    return ModelFiles(str(folder), str(folder / "program.json"))
 
 
-def atoms_of(spec):
-    return len(load_program(Path(spec.program_file)).atoms)
+def atoms_of(files):
+    return len(load_program(Path(files.program_file)).atoms)
 
 
 async def ignore(_done, _total):
@@ -41,20 +42,24 @@ def one_token():
     return RaggedBatch(index, index, np.array([0, 1], np.int32), np.zeros((1, 1), np.int32), index)
 
 
-async def loaded(spec, atoms):
-    engine = EngineThread(LoweredStageEngine)
-    facts = await engine.load(spec, atoms, ignore)
+def engine_thread(files):
+    return EngineThread(partial(LoweredStageEngine, files=files))
+
+
+async def loaded(files, atoms):
+    engine = engine_thread(files)
+    facts = await engine.load(EngineSpec(), atoms, ignore)
     return engine, facts
 
 
-async def test_steps_go_on_while_more_atoms_are_loaded(spec):
-    engine, _ = await loaded(spec, range(3))
+async def test_steps_go_on_while_more_atoms_are_loaded(files):
+    engine, _ = await loaded(files, range(3))
     await engine.reserve(range(3), 4)
     expected = bytes((await engine.run(range(3), one_token(), None, ())).hidden.data)
     facts = []
 
     async def load():
-        facts.append(await engine.load(spec, range(atoms_of(spec)), ignore))
+        facts.append(await engine.load(EngineSpec(), range(atoms_of(files)), ignore))
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(load)
@@ -64,18 +69,18 @@ async def test_steps_go_on_while_more_atoms_are_loaded(spec):
     assert facts[0].weights.disk_bytes > 0
 
 
-async def test_reserve_says_what_all_pages_may_take(spec):
-    engine, facts = await loaded(spec, range(atoms_of(spec)))
-    assert await engine.reserve(range(atoms_of(spec)), 7) == 7 * sum(facts.page_bytes)
+async def test_reserve_says_what_all_pages_may_take(files):
+    engine, facts = await loaded(files, range(atoms_of(files)))
+    assert await engine.reserve(range(atoms_of(files)), 7) == 7 * sum(facts.page_bytes)
     assert await engine.drop(range(2), 7) > 0
     assert await engine.reserve(range(2), 7) < 7 * sum(facts.page_bytes)
 
 
-async def test_pages_move_with_a_checksum_that_both_ends_compute(spec):
-    donor, facts = await loaded(spec, range(atoms_of(spec)))
-    acquirer, _ = await loaded(spec, range(atoms_of(spec)))
-    await donor.reserve(range(atoms_of(spec)), 4)
-    await acquirer.reserve(range(atoms_of(spec)), 4)
+async def test_pages_move_with_a_checksum_that_both_ends_compute(files):
+    donor, facts = await loaded(files, range(atoms_of(files)))
+    acquirer, _ = await loaded(files, range(atoms_of(files)))
+    await donor.reserve(range(atoms_of(files)), 4)
+    await acquirer.reserve(range(atoms_of(files)), 4)
     await donor.run(range(3), one_token(), None, ())
     size = facts.page_bytes[0]
     data, pages = memoryview(bytearray(size)), [layer_pages(0, [0], page_bytes=size)]
@@ -88,9 +93,9 @@ async def test_pages_move_with_a_checksum_that_both_ends_compute(spec):
     assert back == data
 
 
-async def test_pages_with_a_wrong_checksum_change_nothing(spec):
-    engine, facts = await loaded(spec, range(atoms_of(spec)))
-    await engine.reserve(range(atoms_of(spec)), 4)
+async def test_pages_with_a_wrong_checksum_change_nothing(files):
+    engine, facts = await loaded(files, range(atoms_of(files)))
+    await engine.reserve(range(atoms_of(files)), 4)
     pages = [layer_pages(0, [2], page_bytes=facts.page_bytes[0])]
     before, page = (memoryview(bytearray(facts.page_bytes[0])) for _ in range(2))
     await engine.gather_pages(pages, before)
@@ -101,20 +106,20 @@ async def test_pages_with_a_wrong_checksum_change_nothing(spec):
     assert after == before
 
 
-async def test_errors_of_the_engine_arrive_and_leave_it_usable(spec):
-    engine, _ = await loaded(spec, range(3))
+async def test_errors_of_the_engine_arrive_and_leave_it_usable(files):
+    engine, _ = await loaded(files, range(3))
     await engine.reserve(range(3), 4)
     with pytest.raises(EngineError, match="were not loaded"):
         await engine.run(range(4), one_token(), None, ())
     with pytest.raises(EngineError, match="layer 99"):
         await engine.gather_pages([layer_pages(99, [0], page_bytes=1)], memoryview(bytearray(1)))
     with pytest.raises(EngineError, match="atoms"):
-        await engine.load(spec, range(1000), ignore)
+        await engine.load(EngineSpec(), range(1000), ignore)
     assert (await engine.run(range(3), one_token(), None, ())).hidden is not None
 
 
-async def test_before_its_first_load_a_worker_has_nothing_to_drop():
-    engine = EngineThread(LoweredStageEngine)
+async def test_before_its_first_load_a_worker_has_nothing_to_drop(files):
+    engine = engine_thread(files)
     assert await engine.drop(range(3), 0) == 0
     assert engine.peak_rss_bytes() > 0
 
@@ -156,7 +161,7 @@ async def test_a_step_waits_for_neither_a_load_nor_a_copy():
         told.append((done, total))
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(engine.load, EngineSpec("", ""), range(1), progress)
+        nursery.start_soon(engine.load, EngineSpec(), range(1), progress)
         while not made or "load" not in made[0].threads:
             await trio.lowlevel.checkpoint()
         while not told:
@@ -174,7 +179,7 @@ async def test_a_few_pages_in_host_memory_are_copied_without_waking_a_thread(dev
     gated, size = GatedEngine(None), SMALL_COPY_BYTES_MAX
     gated.stepped.set()
     engine = EngineThread(lambda _spec: gated)
-    await engine.load(EngineSpec("", "", device=device), range(1), _ignore)
+    await engine.load(EngineSpec(device=device), range(1), _ignore)
     await engine.gather_pages([layer_pages(0, [0], page_bytes=size)], memoryview(bytearray(size)))
     assert (gated.threads["gather"] == threading.get_ident()) is here
 

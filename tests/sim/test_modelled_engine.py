@@ -31,7 +31,7 @@ def test_the_history_token_by_token_is_the_one_computed_at_once(params):
 
 async def test_new_pages_hold_garbage_and_kept_ones_what_they_held():
     engine = ModelledEngine(MODEL)
-    await engine.load(EngineSpec("", ""), range(4), nobody)
+    await engine.load(EngineSpec(), range(4), nobody)
     await engine.reserve(range(4), 2)
     page = memoryview(bytearray(PAGE_BYTES))
     await engine.gather_pages(PAGE, page)
@@ -47,7 +47,7 @@ async def test_new_pages_hold_garbage_and_kept_ones_what_they_held():
 
 async def test_a_layer_that_is_not_here_has_no_pages_and_what_was_dropped_is_free():
     engine = ModelledEngine(MODEL)
-    await engine.load(EngineSpec("", ""), range(2, 6), nobody)
+    await engine.load(EngineSpec(), range(2, 6), nobody)
     await engine.reserve(range(2, 6), 3)
     with pytest.raises(EngineError, match="layer 0 has no pages here"):
         await engine.gather_pages(PAGE, memoryview(bytearray(PAGE_BYTES)))
@@ -57,13 +57,13 @@ async def test_a_layer_that_is_not_here_has_no_pages_and_what_was_dropped_is_fre
 
 async def test_layers_grow_with_the_epochs_that_they_are_of_and_what_each_holds_is_told():
     engine = ModelledEngine(MODEL)
-    await engine.load(EngineSpec("", ""), range(2), nobody)
+    await engine.load(EngineSpec(), range(2), nobody)
     await engine.reserve(range(2), 9)
-    await engine.load(EngineSpec("", ""), range(6), nobody)
+    await engine.load(EngineSpec(), range(6), nobody)
     await engine.reserve(range(6), 2)
-    assert (await engine.load(EngineSpec("", ""), range(8), nobody)).blocks_held == (9, 2, 2, 0)
+    assert (await engine.load(EngineSpec(), range(8), nobody)).blocks_held == (9, 2, 2, 0)
     await engine.reserve(range(4, 8), 3)
-    assert (await engine.load(EngineSpec("", ""), range(8), nobody)).blocks_held == (9, 2, 3, 3)
+    assert (await engine.load(EngineSpec(), range(8), nobody)).blocks_held == (9, 2, 3, 3)
     assert await engine.drop(range(6), 2) == 2 * WEIGHT_BYTES + (7 + 1 + 3) * PAGE_BYTES
 
 
@@ -76,8 +76,8 @@ def test_a_slow_worker_takes_longer_for_everything_and_has_the_memory_that_it_ha
 async def test_memory_has_an_end():
     engine = ModelledEngine(MODEL, ModelledSpeed(memory_bytes=2 * WEIGHT_BYTES + 3 * PAGE_BYTES))
     with pytest.raises(OutOfMemoryError):
-        await engine.load(EngineSpec("", ""), range(3), nobody)
-    await engine.load(EngineSpec("", ""), range(2), nobody)
+        await engine.load(EngineSpec(), range(3), nobody)
+    await engine.load(EngineSpec(), range(2), nobody)
     with pytest.raises(OutOfMemoryError):
         await engine.reserve(range(2), 4)
     await engine.reserve(range(2), 3)

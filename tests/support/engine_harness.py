@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from flexpipe.runtime.interface import BLOCK_TOKENS, EngineSpec, RaggedBatch
+from flexpipe.runtime.interface import BLOCK_TOKENS, EngineSpec, ModelFiles, RaggedBatch
 from flexpipe.runtime.stage_engine import LoweredStageEngine
 
 
@@ -72,8 +72,12 @@ class Stage:
         return self.engine.forward(self.atoms, batch, hidden)
 
 
-def load_stage(spec: EngineSpec, atoms: range) -> Stage:
-    engine = LoweredStageEngine(spec)
+def new_engine(folder: Path, program_file: Path, *, warm_folder: str = "", **options) -> LoweredStageEngine:
+    """An engine without atoms; ``options`` are those of `EngineSpec`."""
+    return LoweredStageEngine(EngineSpec(**options), ModelFiles(str(folder), str(program_file), warm_folder))
+
+
+def load_stage(engine: LoweredStageEngine, atoms: range) -> Stage:
     engine.load(atoms, lambda _done, _total: None)
     return Stage(engine, atoms)
 
@@ -82,7 +86,7 @@ def load_stages(folder: Path, program_file: Path, cuts: list[int], blocks: int =
     """Engines of the stages between neighbouring ``cuts`` (atom indices, the first 0 and the last the number of atoms)."""
     stages = []
     for first, end in itertools.pairwise(cuts):
-        stage = load_stage(EngineSpec(str(folder), str(program_file), **options), range(first, end))
+        stage = load_stage(new_engine(folder, program_file, **options), range(first, end))
         stage.engine.reserve(stage.atoms, blocks)
         stages.append(stage)
     return stages

@@ -46,7 +46,7 @@ class House:
     """``machine`` and what surrounds it. `start` brings its first epoch up to serving."""
 
     def __init__(self, cuts=(6,), limits=None):
-        self.spec = PipelineSpec(EngineSpec("", ""), placements(cuts, range(len(cuts) + 1)), LAYERS_OF, 64, 512)
+        self.spec = PipelineSpec(EngineSpec(), placements(cuts, range(len(cuts) + 1)), LAYERS_OF, 64, 512)
         self.limits = limits or CoordinatorLimits()
         self.journal = NOTHING
         self.records = []

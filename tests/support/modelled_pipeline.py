@@ -127,7 +127,7 @@ class ModelledFactory:
     async def open(self, replica, stages):
         if self._refusal is not None:
             raise self._refusal
-        spec = PipelineSpec(EngineSpec("", ""), stages, MODEL.layers_of, self._blocks, CONTEXT_TOKENS)
+        spec = PipelineSpec(EngineSpec(), stages, MODEL.layers_of, self._blocks, CONTEXT_TOKENS)
         log = EventLog(self.log_text, process="daemon", replica=replica)
         machine = CoordinatorMachine(spec, self._coordinator_limits, f"memory://{replica}-{{epoch}}-{{link}}")
         scheduler = Scheduler(
