@@ -31,7 +31,7 @@ KV_BLOCKS_MAX = 1 << 24
 
 @dataclass(frozen=True, slots=True)
 class PipelineTimes:
-    """A pipeline's speed.
+    """A pipeline's speed. ``stages`` is how many steps are under way in it: one for each stage, or fewer.
 
     ``speed_sum`` is a step's computing in all stages, as a multiple of the whole model's time at speed 1, ``speed_worst`` that in
     the slowest stage. ``hop_s`` are all hops of a step, to which each of its tokens adds ``hop_token_s``.
@@ -110,7 +110,7 @@ class PipelineTimes:
 
 def running_max(model: ServedModel, stages: int) -> int:
     """Requests that a pipeline of so many stages runs at once: as many in each step as one stage would."""
-    return min(model.running_max, model.limits.step_rows_max) * stages
+    return min(min(model.running_max, model.limits.step_rows_max) * stages, model.requests_max)
 
 
 def pipeline_times(
@@ -124,7 +124,7 @@ def pipeline_times(
     links = [cluster.link(a.device, b.device) for a, b in pairwise(stages)]
     factor = model.times.depth_factor(len(stages))
     return PipelineTimes(
-        stages=len(stages),
+        stages=min(len(stages), model.steps_max),
         speed_sum=sum(shares) * factor,
         speed_worst=max(shares) * factor,
         hop_s=sum(link.latency_ns for link in links) / NS_PER_S,

@@ -59,17 +59,18 @@ def cycle_seconds(
     steps = min(running, stages)
     rows = float(-(-decoding // steps))
     attention = context_s * context / steps
-    plain = _step(table, rows) + attention
+    times = table[min(steps, len(table)) - 1]
+    plain = _step(times, rows) + attention
     spread = math.sqrt(max(0.0, squares - context * context / max(decoding, 1)) / steps)
     tokens, mixed, full = rows, 0, plain
     slowest = plain + context_s * spread * EXPECTED_MOST[min(steps, len(EXPECTED_MOST) - 1)]
     if prefilling > 0:
         mixed = min(steps, prefilling)
         tokens = rows + max(prefill_largest, prefill_tokens / mixed)
-        full = _step(table, tokens) + attention + prefill_square_s / mixed
+        full = _step(times, tokens) + attention + prefill_square_s / mixed
         slowest = max(slowest, full)
     through = slowest * speed_sum + hop_s + hop_token_s * tokens
-    mean = plain if mixed == 0 else _step(table, rows + prefill_tokens / mixed) + attention + prefill_square_s / mixed
+    mean = plain if mixed == 0 else _step(times, rows + prefill_tokens / mixed) + attention + prefill_square_s / mixed
     return max(through, (mixed * mean + (steps - mixed) * plain) * speed_worst)
 
 

@@ -24,7 +24,8 @@ class ServedModel:
     ``weight_bytes`` is the whole model, ``end_bytes`` what embedding and head are of it, each. ``kv_bytes_per_token`` is over
     all layers, ``activation_bytes_per_token`` crosses each cut. ``limits`` bounds one step, ``running_max`` the requests of a
     replica of one stage that hold KV (times the stages of a deeper one), ``queue_max`` those that wait for one replica.
-    A model that only reads (an embedding, say) is one whose requests all ask for one token.
+    ``requests_max`` bounds them however deep it is, and ``steps_max`` the steps under way of a pipeline whose stages share cores
+    (`actors.scheduler`). A model that only reads (an embedding, say) is one whose requests all ask for one token.
     """
 
     name: str
@@ -37,6 +38,8 @@ class ServedModel:
     limits: BatchLimits = field(default_factory=BatchLimits)
     running_max: int = PLANNED_ROWS
     queue_max: int = 1 << 30
+    requests_max: int = 1 << 30
+    steps_max: int = 1 << 30
 
     def __post_init__(self) -> None:
         """Refuse what is no model."""

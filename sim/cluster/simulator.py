@@ -12,6 +12,7 @@ from functools import partial
 from math import inf
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...policies.cluster.cluster_map import ClusterMap
 from . import event_kernels as kernels
@@ -70,7 +71,7 @@ class _Run:
         seed: int,
         join_wait: float,
     ) -> None:
-        tables = np.array([table_of(model.times) for model in models])
+        tables = _tables(models)
         dispatch = _DISPATCH[system.dispatch]
         self._system, self._workload, self._models = system, workload, tuple(models)
         self._slots = Slots(new_state(_requests(workload), _model_records(models), tables, 1, dispatch, join_wait))
@@ -183,6 +184,13 @@ class _Run:
             prompt_tokens=prompts,
             over_bytes_max=self._holdings.over_bytes_max,
         )
+
+
+def _tables(models: Sequence[ServedModel]) -> NDArray[np.float64]:
+    """[M, K, T + 1]; what a model says of its most crowded steps holds for all that are more."""
+    found = [table_of(model.times) for model in models]
+    most = max(map(len, found))
+    return np.array([np.concatenate([each, np.repeat(each[-1:], most - len(each), axis=0)]) for each in found])
 
 
 def _requests(workload: Workload) -> Records:

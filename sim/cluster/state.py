@@ -99,7 +99,7 @@ NEXT, ENDED, EVENTS, EMPTIED, DISPATCH = range(5)
 class ClusterState(NamedTuple):
     """Everything. R slots of replicas, slot ``place * models + model``; C running requests each at most.
 
-    ``tables`` [M, T+1]: `StepTimes.table` of each model. ``heap_due`` and ``heap_id`` [R, C]: each replica's running requests, the
+    ``tables`` [M, K, T+1]: `StepTimes.table` of each model. ``heap_due``, ``heap_id`` [R, C]: each replica's running requests, the
     one with the next event first. ``next_s`` [2 P]: a tournament of the times of each slot's next event, slot r at P + r.
     ``work`` [M, 2 W]: one of the work at each of a model's replicas, infinite where it takes none. ``done``: requests in the order
     in which they ended. ``emptied`` [R]: draining slots that became empty. ``counters``, ``join_wait`` [1]: see `event_kernels`.

@@ -32,7 +32,7 @@ class StepLevelPipeline:
     def __init__(self, model, stages, running_max, kv_tokens, hop_s=0.0, hop_token_s=0.0):
         self.model, self.stages, self.running_max, self.kv_tokens = model, stages, running_max, kv_tokens
         self.hop_s, self.hop_token_s = hop_s / max(stages - 1, 1), hop_token_s / max(stages - 1, 1)
-        self.table = model.times.table()
+        self.table = model.times.table()[0]
 
     def run(self, arrivals, prompts, outputs):
         rows = [Row(n, *each) for n, each in enumerate(zip(arrivals, prompts, outputs, strict=True))]
