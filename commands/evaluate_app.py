@@ -24,6 +24,7 @@ def paper(
     out: Path | None = None,
     jobs: Jobs = None,
     dask: str | None = None,
+    markdown: Path | None = None,
     json: AsJson = False,
 ) -> int:
     """Redo the FlexPipe paper's evaluation, with the controls it lacks, and write a report.
@@ -40,11 +41,12 @@ def paper(
         out: Folder for results and the report; without it nothing is kept.
         jobs: Processes to share the work; as many as there are cores by default.
         dask: Address of an existing Dask scheduler to run on instead, as tcp://10.0.0.1:8786; needs the extra `dask`.
+        markdown: A file, as README.md, whose block between the evaluation's two markers is written anew.
         json: Print facts as JSON, for machines.
     """
     from .evaluate import paper_command
 
-    return paper_command(out, jobs, dask, quick=quick, as_json=json)
+    return paper_command(out, jobs, dask, markdown, quick=quick, as_json=json)
 
 
 @evaluate.command

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from .run_record import RunRecord
 from .state import DONE
-from .system import Reshape, Start
+from .system import Outcome, Reshape, Start
 
 Numbers = NDArray[np.float64]
 STALL_RATIO, RECOVERED_RATIO = 1.5, 1.2
@@ -40,6 +40,8 @@ class Metrics:
     - ``always_on_share``: the least devices held at any time over the most. ``held_peak``, ``held_mean``: devices.
     - ``allocation_p50_s``, ``startup_p50_s``: medians over starts, until the devices were there and until it served;
       ``reshape_p50_s`` likewise. ``switches_per_min``: reshapes done while load came.
+    - ``replicas_lost`` with a node; ``replaced_p50_s``: until another served in its place, median. ``refused_actions``: plans that
+      the cluster refused.
     """
 
     requests: int
@@ -64,6 +66,8 @@ class Metrics:
     allocation_p50_s: float
     startup_p50_s: float
     reshape_p50_s: float
+    replicas_lost: int
+    replaced_p50_s: float
     refused_actions: int
     switches_per_min: float
 
@@ -78,9 +82,7 @@ def metrics(record: RunRecord, deadlines: Sequence[Deadlines]) -> Metrics:
     good = (ttft_s <= allowed_first) & (tpot_s <= allowed_next)
     counts, held_gpu_s = _held(record)
     stalls, recovery_s, stalled = _stalls(requests["end_s"], e2e_s)
-    starts = [
-        each for each in record.outcomes if each.kind == "serving" and isinstance(each.action, Start) and each.took_s
-    ]
+    starts = [each for each in record.outcomes if _is_start(each) and each.took_s]
     reshapes = [each for each in record.outcomes if each.kind == "serving" and isinstance(each.action, Reshape)]
     load_s = max(record.load_s, 1e-9)
     return Metrics(
@@ -106,6 +108,8 @@ def metrics(record: RunRecord, deadlines: Sequence[Deadlines]) -> Metrics:
         allocation_p50_s=_median([each.waited_s for each in starts]),
         startup_p50_s=_median([each.took_s for each in starts]),
         reshape_p50_s=_median([each.took_s for each in reshapes]),
+        replicas_lost=sum(each.kind == "failed" and each.action is None for each in record.outcomes),
+        replaced_p50_s=_median(_replaced_s(record)),
         refused_actions=sum(each.kind == "refused" for each in record.outcomes),
         switches_per_min=60 * sum(each.at_s <= load_s for each in reshapes) / load_s,
     )
@@ -143,16 +147,34 @@ def _stalls(end_s: Numbers, e2e_s: Numbers) -> tuple[int, float, float]:
         return 0, np.nan, np.nan
     order = np.argsort(end_s[ended], kind="stable")
     times, took = end_s[ended][order], e2e_s[ended][order]
-    baseline = np.percentile(took, BASELINE_PERCENT)
-    begun, recoveries, stalled = np.nan, [], 0
-    for at_s, seconds in zip(times.tolist(), (took / baseline).tolist(), strict=True):
-        if np.isnan(begun) and seconds > STALL_RATIO:
-            begun = at_s
-        elif not np.isnan(begun) and seconds < RECOVERED_RATIO:
-            recoveries.append(at_s - begun)
-            begun = np.nan
-        stalled += not np.isnan(begun)
-    return len(recoveries), _median(recoveries), stalled / len(times)
+    ratios = took / np.percentile(took, BASELINE_PERCENT)
+    # What is neither a stall nor a recovery changes nothing: of the others, each run of one kind begins with a change.
+    marks = np.flatnonzero((ratios > STALL_RATIO) | (ratios < RECOVERED_RATIO))
+    slow = ratios[marks] > STALL_RATIO
+    changes = marks[
+        np.flatnonzero(np.diff(slow, prepend=False))
+    ]  # a stall's first response, then its first recovered one
+    begun, over = changes[0::2], changes[1::2]
+    ends = np.append(over, len(times)) if len(over) < len(begun) else over
+    stalled = int((ends - begun).sum())
+    return len(over), _median((times[over] - times[begun[: len(over)]]).tolist()), stalled / len(times)
+
+
+def _replaced_s(record: RunRecord) -> list[float]:
+    """Seconds from the loss of each replica until another, asked for since, served: each counts for one loss."""
+    served = iter(sorted(each.at_s for each in record.outcomes if _is_start(each) and each.took_s))
+    lost = sorted(each.at_s for each in record.outcomes if each.kind == "failed" and each.action is None)
+    found = []
+    for at_s in lost:
+        next_s = next((moment for moment in served if moment > at_s), None)
+        if next_s is None:
+            break
+        found.append(next_s - at_s)
+    return found
+
+
+def _is_start(outcome: Outcome) -> bool:
+    return outcome.kind == "serving" and isinstance(outcome.action, Start)
 
 
 def _median(values: Sequence[float]) -> float:

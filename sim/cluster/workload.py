@@ -50,9 +50,13 @@ class Workload:
         outputs = np.minimum(self.output_tokens, max(1, tokens_max - 1))
         return Workload(self.arrival_s, np.clip(self.input_tokens, 1, tokens_max - outputs), outputs, self.model)
 
-    def answering(self, output_tokens: int) -> Workload:
-        """The same with answers of so many tokens: 1 for a model that only reads (embeddings)."""
-        return Workload(self.arrival_s, self.input_tokens, np.full(len(self), output_tokens), self.model)
+    def answering(self, output_tokens: NDArray[np.int64]) -> Workload:
+        """The same with answers of so many tokens [n]: ones for a model that only reads (embeddings)."""
+        return Workload(self.arrival_s, self.input_tokens, output_tokens, self.model)
+
+    def asking(self, input_tokens: NDArray[np.int64]) -> Workload:
+        """The same with prompts of so many tokens [n]."""
+        return Workload(self.arrival_s, input_tokens, self.output_tokens, self.model)
 
 
 def of_trace(trace: ArrivalTrace, model: int = 0) -> Workload:

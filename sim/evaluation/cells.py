@@ -16,6 +16,7 @@ PACKAGE = Path(__file__).parents[2]
 CODE = ("policies", "sim/cluster", "sim/systems")
 """Folders whose source decides what comes out of a run."""
 CODE_FILES = (
+    "runtime/interface.py",
     "sim/arrival_trace.py",
     "sim/gpu_models.py",
     "sim/map_file.py",
@@ -24,7 +25,14 @@ CODE_FILES = (
     "sim/evaluation/cells.py",
     "sim/evaluation/setup.py",
     "sim/evaluation/run_cell.py",
+    "sim/evaluation/weather.py",
 )
+DATA = ("sim/traces",)
+"""Folders of traces that come with FlexPipe: what is in them decides too."""
+
+
+CALM = "calm"
+"""The weather in which nothing happens beside the load."""
 
 
 class Load(msgspec.Struct, frozen=True):
@@ -46,16 +54,17 @@ class Load(msgspec.Struct, frozen=True):
 
 
 class Cell(msgspec.Struct, frozen=True):
-    """One run. ``map`` names a map (`setup.cluster_of`), or one of the files that go with the run."""
+    """One run. ``map`` names a map (`setup.cluster_of`), or one of the files that go with the run; ``weather`` is of `weather`."""
 
     system: str
     load: Load
     map: str
     seed: int
+    weather: str = CALM
 
-    def place(self) -> tuple[Load, str]:
+    def place(self) -> tuple[Load, str, str]:
         """What systems are compared within: all but the system and the seed."""
-        return self.load, self.map
+        return self.load, self.map, self.weather
 
 
 def key_of(cell: Cell, files: dict[str, bytes]) -> str:
@@ -70,10 +79,16 @@ def key_of(cell: Cell, files: dict[str, bytes]) -> str:
 
 @cache
 def code_digest() -> str:
-    """The digest of the source that computes runs."""
-    files = [path for folder in CODE for path in (PACKAGE / folder).rglob("*.py")]
+    """The digest of the source that computes runs, and of the traces that they are drawn from."""
     digest = hashlib.sha256()
-    for path in sorted([*files, *(PACKAGE / name for name in CODE_FILES)]):
+    for path in digested():
         digest.update(str(path.relative_to(PACKAGE)).encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+def digested() -> list[Path]:
+    """The files that the digest is of."""
+    code = [path for folder in CODE for path in (PACKAGE / folder).rglob("*.py")]
+    data = [path for folder in DATA for path in (PACKAGE / folder).glob("*.csv.gz")]
+    return sorted([*code, *data, *(PACKAGE / name for name in CODE_FILES)])

@@ -1,4 +1,4 @@
-"""What the runs say: the bars that ours was held to, the paper's headlines redone, what each part is worth, and where we lose.
+"""What the runs say: the bars that ours was held to, what each part is worth, and where we lose (the paper's claims: `headlines`).
 
 Owns the comparisons and their sentences, each with its interval. A difference is one where the 95 % interval of paired seeds
 leaves out "equal"; all else is called undecided. Nothing is left out for being unfavourable.
@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..systems.catalogue import SYSTEMS, static_of
-from .measures import ALWAYS_ON, ATTAINMENT, E2E_MEAN, GOODPUT, GPUS, Measure
-from .results import BEST_STATIC, ENOUGH, PEAK_STATIC, Place, Row
+from .cells import CALM
+from .measures import ATTAINMENT, E2E_MEAN, GOODPUT, GPUS, Measure
+from .results import BEST_STATIC, PEAK_STATIC, Place, Row
 from .statistics import Interval
 
 OURS = "fluid"
@@ -52,15 +53,6 @@ class Effect:
     attainment: tuple[float | None, float | None]
 
 
-@dataclass(frozen=True, slots=True)
-class Headline:
-    """One of the paper's claims, and what comes out here. ``ours`` is in words, with its interval."""
-
-    claim: str
-    papers: str
-    ours: str
-
-
 EFFECTS = (
     ("depth", "fluid", "replicas-only"),
     ("depth, where all weights come from storage", "cold", "cold-replicas-only"),
@@ -74,6 +66,24 @@ EFFECTS = (
     ("knowing the future", "oracle", "replicas-only"),
 )
 """(part, the system that has it, the one that lacks it and nothing else)."""
+
+
+def main_places(places: Sequence[Place]) -> list[Place]:
+    """The paper's main loads: those of the first place's model, map, length and weather, by CV; itself where it has no CV."""
+    if not places:
+        return []
+    first = places[0]
+
+    def kind(place: Place) -> tuple[str, str, float, str]:
+        return place.load.model, place.map, place.load.duration_s, place.weather
+
+    gammas = [place for place in places if kind(place) == kind(first) and place.load.cv is not None]
+    return sorted(gammas, key=lambda place: place.load.cv or 0.0) or [first]
+
+
+def bars(places: Sequence[Place]) -> list[Bar]:
+    """How ours stands against the best static depth, wherever that is asked: in calm weather."""
+    return [found for place in places if place.weather == CALM and (found := bar(place)) is not None]
 
 
 def bar(place: Place) -> Bar | None:
@@ -99,18 +109,6 @@ def effects(place: Place) -> list[Effect]:
         goodput, latency = with_it.ratio_to(without, GOODPUT), with_it.ratio_to(without, E2E_MEAN)
         found.append(Effect(part, having, lacking, goodput, latency, both))
     return found
-
-
-def headlines(places: Sequence[Place], model: str, map_name: str) -> list[Headline]:
-    """The paper's claims on its main model, redone."""
-    at = {place.load.cv: place for place in places if (place.load.model, place.map) == (model, map_name)}
-    found = [
-        _latency(at.get(1.0), "38.3 % lower at CV 1, at equal goodput"),
-        _latency(at.get(4.0), "66.1 % lower at CV 4"),
-        _resources(at.get(4.0)),
-        _reservation(at.get(4.0)),
-    ]
-    return [headline for headline in found if headline is not None]
 
 
 def losses(place: Place) -> list[str]:
@@ -147,6 +145,8 @@ def percent(found: Interval | None, *, less: bool = False) -> str:
     """A ratio as "12.0 % more (8.1 to 16.2)"; with ``less`` its words are "higher" and "lower"."""
     if found is None:
         return "no ratio"
+    if found.low == found.high == 1.0:
+        return "the same"
     words = ("higher", "lower") if less else ("more", "less")
     change = found.mean - 1
     middle = f"{abs(change):.1%} {words[change < 0]}"
@@ -182,45 +182,6 @@ def cause(place: Place) -> str:
     if equal:
         sentences.append(f"What made none at all, since it was never used: {', '.join(equal)}.")
     return " ".join(sentences) or "These runs decide nothing."
-
-
-def _latency(place: Place | None, papers: str) -> Headline | None:
-    if place is None:
-        return None
-    ours, theirs = place.row(OURS), place.row("alpaserve")
-    if ours is None or theirs is None:
-        return None
-    latency, goodput = ours.ratio_to(theirs, E2E_MEAN), ours.ratio_to(theirs, GOODPUT)
-    words = f"{percent(latency, less=True)}; goodput per GPU {percent(goodput)}"
-    return Headline(f"mean latency against AlpaServe, {place.load.words}", papers, words)
-
-
-def _resources(place: Place | None) -> Headline | None:
-    if place is None:
-        return None
-    ours, peak = place.row(OURS), place.row(PEAK_STATIC)
-    found = None if ours is None or peak is None else ours.ratio_to(peak, GOODPUT)
-    if found is None or peak is None:
-        return None
-    words = f"{found.mean:.2f}x ({found.low:.2f} to {found.high:.2f}) against {title(peak)}"
-    return Headline(
-        f"resource efficiency, {place.load.words}", "8.5x (goodput at equal resources, against Tetris)", words
-    )
-
-
-def _reservation(place: Place | None) -> Headline | None:
-    if place is None:
-        return None
-    ours = place.row(OURS)
-    share = None if ours is None else ours.interval(ALWAYS_ON)
-    if ours is None or share is None:
-        return None
-    attained = ours.mean(ATTAINMENT) or 0.0
-    reached = "" if attained >= ENOUGH else f", below the {ENOUGH:.0%} at which reservations are compared"
-    words = f"{share.mean:.0%} of its own peak, with {attained:.1%} in time{reached}"
-    return Headline(
-        f"always-on GPUs, {place.load.words}", "75 % to 30 % of the peak (goal: 25 % at 99 % in time)", words
-    )
 
 
 def _behind(ours: Row, other: Row, measure: Measure) -> str:

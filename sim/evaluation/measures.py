@@ -11,7 +11,10 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """One measure: ``better`` says which way, ``decimals`` how many are shown of value times ``scale``, in ``unit``."""
+    """One measure: ``better`` says which way, ``decimals`` how many are shown of value times ``scale``, in ``unit``.
+
+    A ``sparse`` one has a value only in runs where there was something to measure: its mean is over those.
+    """
 
     name: str
     title: str
@@ -20,6 +23,7 @@ class Measure:
     means: str
     scale: float = 1.0
     decimals: int = 2
+    sparse: bool = False
 
     def text(self, value: float | None) -> str:
         """As in a table; "-" for nothing."""
@@ -56,6 +60,7 @@ ALWAYS_ON = Measure(
     decimals=0,
 )
 E2E_MEAN = Measure("e2e_mean_s", "latency", "s", "less", "from arrival to the last token, mean", decimals=1)
+E2E_P50 = Measure("e2e_p50_s", "latency p50", "s", "less", "from arrival to the last token, median", decimals=1)
 E2E_P99 = Measure(
     "e2e_p99_s", "latency p99", "s", "less", "from arrival to the last token, 99th percentile", decimals=1
 )
@@ -68,10 +73,13 @@ TPOT_P99 = Measure(
 STALL = Measure(
     "stall_recovery_s",
     "stall",
-    "s",
+    "ms",
     "less",
-    "stall recovery by the paper's rule: from a latency above 1.5 times the 25th percentile to one below 1.2 times, median",
-    decimals=1,
+    "stall recovery by the paper's rule: from a latency above 1.5 times the 25th percentile to one below 1.2 times, median; the "
+    "rule does not divide by an answer's length, so that a long answer is a stall and the next short one its end",
+    scale=1000,
+    decimals=0,
+    sparse=True,
 )
 STALLED = Measure(
     "stalled_share",
@@ -83,18 +91,53 @@ STALLED = Measure(
     decimals=0,
 )
 ALLOCATION = Measure(
-    "allocation_p50_s", "allocation", "s", "less", "from asking for a replica to having its devices, median over starts"
+    "allocation_p50_s",
+    "allocation",
+    "s",
+    "less",
+    "from asking for a replica to having its devices, median over starts",
+    sparse=True,
 )
 STARTUP = Measure(
-    "startup_p50_s", "start-up", "s", "less", "from asking for a replica to its serving, median over starts", decimals=1
+    "startup_p50_s",
+    "start-up",
+    "s",
+    "less",
+    "from asking for a replica to its serving, median over starts",
+    decimals=1,
+    sparse=True,
 )
 STARTS = Measure("starts_per_min", "starts", "/min", "neither", "replicas started while load came, per minute")
 SWITCHES = Measure("switches_per_min", "reshapes", "/min", "neither", "replicas that changed their stages, per minute")
+REFUSED = Measure("refused_actions", "refused", "", "less", "plans that the cluster refused", decimals=0)
+LOST = Measure("replicas_lost", "lost", "", "less", "replicas that went with a node under them", decimals=0)
+REPLACED = Measure(
+    "replaced_p50_s",
+    "replaced",
+    "s",
+    "less",
+    "from the loss of a replica until another served in its place, median",
+    decimals=1,
+    sparse=True,
+)
 REQUESTS = Measure("requests", "requests", "", "neither", "requests that arrived", decimals=0)
 
 MEASURES = (
-    *(GOODPUT, ATTAINMENT, GPUS, GPUS_PEAK, ALWAYS_ON, E2E_MEAN, E2E_P99, TTFT_P50, TTFT_P99, TPOT_P50, TPOT_P99),
-    *(STALL, STALLED, ALLOCATION, STARTUP, STARTS, SWITCHES, REQUESTS),
+    *(
+        GOODPUT,
+        ATTAINMENT,
+        GPUS,
+        GPUS_PEAK,
+        ALWAYS_ON,
+        E2E_MEAN,
+        E2E_P50,
+        E2E_P99,
+        TTFT_P50,
+        TTFT_P99,
+        TPOT_P50,
+        TPOT_P99,
+    ),
+    *(STALL, STALLED, ALLOCATION, STARTUP, STARTS, SWITCHES, REFUSED, LOST, REPLACED, REQUESTS),
 )
 """All, in the order of tables."""
 MAIN = (GOODPUT, ATTAINMENT, GPUS, E2E_MEAN, TTFT_P99, TPOT_P99)

@@ -1,17 +1,21 @@
 """The report's pictures, drawn with matplotlib as SVG text: no window, no file, no state of pyplot's.
 
-Owns how things look. A system has one colour everywhere; a control is grey; ours is drawn last and thickest.
+Owns how things look. A system has one colour everywhere, told apart on light and on dark; a control is grey; ours is drawn last and
+thickest. Text, axes and grid are in the colours of `page`, which replaces them by its own.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ..systems.catalogue import STATIC_DEPTHS, SYSTEMS, static_of
 from .findings import OURS, Effect
 from .measures import ATTAINMENT, GOODPUT, GPUS, Measure
+from .page import BLACK, EDGE, GRID, INK, PALE
 from .results import BEST_STATIC, PEAK_STATIC, Place, Row
 
 if TYPE_CHECKING:
@@ -19,32 +23,43 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS = {
-    OURS: "#c2410c",
+    OURS: "#e0561b",
     "paper": "#d9a441",
-    "alpaserve": "#2563a8",
-    "muxserve": "#6b9bd1",
-    "serverlessllm": "#2f855a",
+    "alpaserve": "#3a7ec4",
+    "muxserve": "#7fb0e0",
+    "serverlessllm": "#2f9a68",
     "tetris": "#8bbf9f",
-    "replicas-only": "#7c3aed",
-    "oracle": "#111111",
-    BEST_STATIC: "#6b7280",
-    PEAK_STATIC: "#9ca3af",
+    "replicas-only": "#8f5cf0",
+    "oracle": BLACK,
+    BEST_STATIC: "#7d8592",
+    PEAK_STATIC: EDGE,
 }
-GREYS = dict(zip(STATIC_DEPTHS, ("#c8ccd2", "#a3a9b3", "#7d8592", "#565e6b"), strict=True))
+GREYS = dict(zip(STATIC_DEPTHS, ("#c8ccd2", "#a3a9b3", "#7d8592", "#5f6876"), strict=True))
+WORTH, COST = "#2f9a68", "#d1453b"
+WORTH_PERCENT_MAX = 150.0
+"""Longer bars and intervals are cut off; the table beside has them."""
 LINES = ("alpaserve", "muxserve", "serverlessllm", "tetris", "paper", BEST_STATIC, "replicas-only", OURS)
+TIMELINE_INCHES = (9.0, 4.2)
+PNG_DPI = 160
+Draw = Callable[["Figure"], None]
+IN_TIMELINE = (PEAK_STATIC, BEST_STATIC, "oracle", OURS)
 LABELS = {BEST_STATIC: "best static, hindsight", PEAK_STATIC: "static for the peak"}
 _STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9.0,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.edgecolor": "#9ca3af",
-    "axes.labelcolor": "#374151",
+    "axes.edgecolor": EDGE,
+    "axes.labelcolor": INK,
     "axes.titlesize": 10.0,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
-    "xtick.color": "#374151",
-    "ytick.color": "#374151",
+    "axes.titlecolor": INK,
+    "text.color": INK,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "xtick.color": INK,
+    "ytick.color": INK,
     "svg.fonttype": "path",
     "svg.hashsalt": "flexpipe",  # the same picture, the same text
 }
@@ -84,8 +99,13 @@ def by_cv(places: Sequence[Place], measure: Measure) -> str:
         axes.minorticks_off()
         axes.set_xlabel("variation of inter-arrival times (CV)")
         axes.set_ylabel(_axis(measure))
-        axes.set_ylim(bottom=0)
-        axes.grid(axis="y", color="#e5e7eb", linewidth=0.7)
+        if measure.better == "less":  # of times the worst would hide all others
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}")
+        else:
+            axes.set_ylim(bottom=0)
+        axes.grid(axis="y", color=GRID, linewidth=0.7)
         axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
     return _svg(draw, 7.6, 3.9)
@@ -105,37 +125,75 @@ def frontier(places: Sequence[Place]) -> str:
     return _svg(draw, 2.9 * max(2, len(places)) + 0.4, 3.9)
 
 
-def timeline(place: Place, names: Sequence[str] = (PEAK_STATIC, "alpaserve", "replicas-only", OURS)) -> str | None:
-    """What arrived, and the GPUs that systems held meanwhile, in the first seed; None where no run kept its course."""
-    rows = [row for row in map(place.row, names) if row is not None and row.runs[0].course is not None]
+def timeline(place: Place) -> str | None:
+    """What arrived, and the GPUs that systems held meanwhile, in the first seed; None where no run kept its course.
+
+    Where ours changed the stages of a replica there is a mark.
+    """
+    draw = _timeline(place)
+    return None if draw is None else _svg(draw, *TIMELINE_INCHES)
+
+
+def timeline_png(place: Place) -> bytes | None:
+    """The same on white, for pages that cannot take an SVG."""
+    draw = _timeline(place)
+    return None if draw is None else _png(draw, *TIMELINE_INCHES)
+
+
+def _timeline(place: Place) -> Draw | None:
+    rows = [row for row in map(place.row, IN_TIMELINE) if row is not None and row.runs[0].course is not None]
     if not rows:
         return None
 
     def draw(figure: Figure) -> None:
-        above, below = figure.subplots(2, 1, sharex=True, height_ratios=(1, 1.7))
+        above, below = figure.subplots(2, 1, sharex=True, height_ratios=(1, 2.2))
         first = rows[0].runs[0].course
         assert first is not None
-        minutes = [at_s / 60 for at_s in first.at_s]
-        above.fill_between(minutes, first.arrivals_per_s, step="post", color="#cbd5e1")
+        above.fill_between(_minutes(first.at_s), first.arrivals_per_s, step="post", color=PALE, linewidth=0)
         above.set_ylabel("requests/s")
+        above.set_ylim(bottom=0)
         above.set_title(f"{place.title}, first seed")
         for row in rows:
-            course = row.runs[0].course
-            assert course is not None
-            held = [at_s / 60 for at_s in course.at_s]
-            below.step(
-                *(held, course.gpus),
-                where="post",
-                label=_label(row.name),
-                color=COLOURS[row.name],
-                linewidth=2.2 if row.name == OURS else 1.3,
-            )
+            _draw_course(below, row)
         below.set_ylabel("GPUs held")
         below.set_ylim(bottom=0)
+        below.set_xlim(0, _minutes(first.at_s)[-1])
         below.set_xlabel("minutes")
+        below.grid(axis="y", color=GRID, linewidth=0.7)
         below.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
-    return _svg(draw, 8.6, 4.0)
+    return draw
+
+
+def _draw_course(axes: Axes, row: Row) -> None:
+    course, ours = row.runs[0].course, row.name == OURS
+    assert course is not None
+    minutes, attained = _minutes(course.at_s), row.runs[0].metrics.get(ATTAINMENT.name) or 0.0
+    axes.step(
+        *(minutes, course.gpus),
+        where="post",
+        label=f"{_label(row.name)}\n{attained:.1%} in time",
+        color=COLOURS[row.name],
+        linewidth=2.2 if ours else 1.4,
+        linestyle="--" if row.name in LABELS else "-",
+        zorder=5 if ours else 2,
+    )
+    if ours and course.reshaped_s:
+        held = [course.gpus[max(0, bisect_right(course.at_s, at_s) - 1)] for at_s in course.reshaped_s]
+        axes.plot(
+            *(_minutes(course.reshaped_s), held),
+            linestyle="",
+            marker="D",
+            markersize=5,
+            color=COLOURS[OURS],
+            markeredgecolor=INK,
+            label="stages changed while serving",
+            zorder=6,
+        )
+
+
+def _minutes(at_s: Sequence[float]) -> list[float]:
+    return [moment_s / 60 for moment_s in at_s]
 
 
 def worth(effects: Sequence[Effect]) -> str | None:
@@ -150,16 +208,15 @@ def worth(effects: Sequence[Effect]) -> str | None:
             found = effect.goodput
             assert found is not None
             change = 100 * (found.mean - 1)
-            colour = "#9ca3af" if not found.excludes(1.0) else "#2f855a" if change > 0 else "#b91c1c"
+            colour = EDGE if not found.excludes(1.0) else WORTH if change > 0 else COST
             axes.barh(number, change, color=colour, height=0.6)
             if found.count > 1:
-                axes.plot(
-                    [100 * (found.low - 1), 100 * (found.high - 1)], [number, number], color="#374151", linewidth=1
-                )
+                axes.plot([100 * (found.low - 1), 100 * (found.high - 1)], [number, number], color=INK, linewidth=1)
         axes.set_yticks(range(len(known)), [effect.part for effect in reversed(known)])
-        axes.axvline(0, color="#374151", linewidth=0.8)
+        axes.axvline(0, color=INK, linewidth=0.8)
+        axes.set_xlim(max(-100.0, axes.get_xlim()[0]), min(WORTH_PERCENT_MAX, axes.get_xlim()[1]))
         axes.set_xlabel("change of goodput per GPU with it, % (grey: undecided)")
-        axes.grid(axis="x", color="#e5e7eb", linewidth=0.7)
+        axes.grid(axis="x", color=GRID, linewidth=0.7)
         axes.set_axisbelow(True)
 
     return _svg(draw, 7.6, 0.34 * len(known) + 0.9)
@@ -189,7 +246,7 @@ def _frontier_of(axes: Axes, place: Place) -> None:
             )
     axes.set_title(place.load.words)
     axes.set_xlabel("GPUs held, mean")
-    axes.grid(color="#e5e7eb", linewidth=0.7)
+    axes.grid(color=GRID, linewidth=0.7)
 
 
 def _point(row: Row) -> tuple[float, float] | None:
@@ -209,16 +266,33 @@ def _axis(measure: Measure) -> str:
     return f"{measure.title}, {measure.unit}" if measure.unit else measure.title
 
 
-def _svg(draw: Callable[[Any], None], width: float, height: float) -> str:
+def _svg(draw: Draw, width: float, height: float) -> str:
     """What ``draw`` makes of a figure of that size in inches."""
-    import matplotlib as mpl
     from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+    text = io.StringIO()
+    with _drawn(draw, width, height) as figure:
+        FigureCanvasSVG(figure)
+        figure.savefig(text, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    return text.getvalue()
+
+
+def _png(draw: Draw, width: float, height: float) -> bytes:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    data = io.BytesIO()
+    with _drawn(draw, width, height) as figure:
+        FigureCanvasAgg(figure)
+        figure.savefig(data, format="png", dpi=PNG_DPI, facecolor="white", metadata={"Software": None})
+    return data.getvalue()
+
+
+@contextmanager
+def _drawn(draw: Draw, width: float, height: float) -> Iterator[Figure]:
+    import matplotlib as mpl
     from matplotlib.figure import Figure
 
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
-        FigureCanvasSVG(figure)
         draw(figure)
-        text = io.StringIO()
-        figure.savefig(text, format="svg", metadata={"Date": None})
-    return text.getvalue()
+        yield figure

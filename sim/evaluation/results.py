@@ -1,6 +1,7 @@
 """All runs of an evaluation, by place, system and seed, and what hindsight picks from them.
 
-Owns the grouping and the choice of the best static system. A *place* is one load on one map: systems are compared within it.
+Owns the grouping and the choice of the best static system. A *place* is one load on one map in one weather: systems are compared
+within it.
 """
 
 from __future__ import annotations
@@ -9,10 +10,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ..systems.catalogue import SYSTEMS, static_name, static_of
-from .cells import Cell, Load
+from .cells import CALM, Cell, Load
 from .measures import ATTAINMENT, GOODPUT, GPUS, Measure
 from .run_cell import Facts
 from .statistics import Interval, interval, ratio
+from .weather import weather_of
 
 ENOUGH = 0.99
 """Attainment at which reservations are compared."""
@@ -31,19 +33,22 @@ class Row:
 
     def values(self, measure: Measure) -> list[float] | None:
         """One value a seed; None where a run has none."""
-        values = [run.metrics.get(measure.name) for run in self.runs]
-        known = [value for value in values if value is not None]
-        return known if len(known) == len(values) else None
+        known = self._known(measure)
+        return known if len(known) == len(self.runs) else None
 
     def interval(self, measure: Measure) -> Interval | None:
-        """Mean and interval over seeds."""
-        values = self.values(measure)
+        """Mean and interval over seeds; of a sparse measure over those that have a value."""
+        values = self._known(measure) if measure.sparse else self.values(measure)
         return None if values is None else interval(values)
 
     def mean(self, measure: Measure) -> float | None:
         """The mean over seeds."""
         found = self.interval(measure)
         return None if found is None else found.mean
+
+    def _known(self, measure: Measure) -> list[float]:
+        values = [run.metrics.get(measure.name) for run in self.runs]
+        return [value for value in values if value is not None]
 
     def ratio_to(self, other: Row, measure: Measure) -> Interval | None:
         """How many times the other's is this one's, seed by seed; None where there is no ratio."""
@@ -52,17 +57,19 @@ class Row:
 
 
 class Place:
-    """The systems of one load on one map."""
+    """The systems of one load on one map in one weather."""
 
-    def __init__(self, load: Load, map_name: str, runs: dict[str, tuple[Facts, ...]]) -> None:
+    def __init__(self, load: Load, map_name: str, runs: dict[str, tuple[Facts, ...]], weather: str = CALM) -> None:
         self.load = load
         self.map = map_name
+        self.weather = weather
         self._runs = runs
 
     @property
     def title(self) -> str:
         """As in headings."""
-        return f"{self.load.model}, {self.load.words}, map {self.map}"
+        words = f"{self.load.model}, {self.load.words}, map {self.map}, {span(self.load.duration_s)}"
+        return words if self.weather == CALM else f"{words}, {weather_of(self.weather).title}"
 
     @property
     def seeds(self) -> int:
@@ -106,19 +113,26 @@ class Place:
 
 def places_of(results: Iterable[tuple[Cell, Facts]]) -> list[Place]:
     """The places, in the order in which their first runs come; seeds ascending."""
-    grouped: dict[tuple[Load, str], dict[str, dict[int, Facts]]] = {}
+    grouped: dict[tuple[Load, str, str], dict[str, dict[int, Facts]]] = {}
     for cell, facts in results:
         grouped.setdefault(cell.place(), {}).setdefault(cell.system, {})[cell.seed] = facts
     return [
-        Place(load, name, {system: _by_seed(runs) for system, runs in systems.items()})
-        for (load, name), systems in grouped.items()
+        Place(load, name, {system: _by_seed(runs) for system, runs in systems.items()}, weather)
+        for (load, name, weather), systems in grouped.items()
     ]
 
 
-def find(places: Sequence[Place], model: str, cv: float, map_name: str) -> Place | None:
-    """The place of Gamma arrivals at that variation."""
-    wanted = (model, cv, map_name)
-    return next((place for place in places if (place.load.model, place.load.cv, place.map) == wanted), None)
+def calm_one(places: Sequence[Place], place: Place) -> Place | None:
+    """The place of the same load on the same map in calm weather."""
+    wanted = (place.load, place.map, CALM)
+    return next((each for each in places if (each.load, each.map, each.weather) == wanted), None)
+
+
+def span(seconds: float) -> str:
+    """A load's length in words; "whole" for a trace as long as it is."""
+    if seconds == 0:
+        return "whole"
+    return f"{seconds / 3600:g} h" if seconds >= 3600 else f"{seconds / 60:g} min"
 
 
 def _by_seed(runs: dict[int, Facts]) -> tuple[Facts, ...]:

@@ -6,7 +6,7 @@ Owns the putting together of map, load, system and simulator. The same cell give
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from math import isfinite
 
 import msgspec
@@ -16,24 +16,28 @@ from ..cluster.metrics import metrics
 from ..cluster.run_record import RunRecord
 from ..cluster.simulator import simulate
 from ..cluster.startup import StartupModel
-from ..cluster.system import Arrived, Start
+from ..cluster.system import Arrived, Reshape, Start
 from ..cluster.workload import Workload
 from ..systems.catalogue import entry
 from ..systems.model_shapes import model_facts
 from ..systems.situation import Situation
 from .cells import Cell
 from .setup import check_room, cluster_of, faster_loading, history_of, model_of, workload_of
+from .weather import weather_of
 
+WEATHER_SEEDS = 2_000_003
+"""What befalls a cluster is drawn from a run's seed plus this, apart from its tenants and its load."""
 COURSE_POINTS = 180
 """Moments of a run's course that are kept, of its first seed."""
 
 
 class Course(msgspec.Struct, frozen=True):
-    """What arrived, and the GPUs held, at moments of a run."""
+    """What arrived, and the GPUs held, at moments of a run; ``reshaped_s`` are those at which a replica had changed its stages."""
 
     at_s: list[float]
     arrivals_per_s: list[float]
     gpus: list[float]
+    reshaped_s: list[float] = []
 
 
 class Facts(msgspec.Struct, frozen=True):
@@ -51,7 +55,7 @@ class Facts(msgspec.Struct, frozen=True):
 
 
 def run_cell(cell: Cell, files: Mapping[str, bytes]) -> Facts:
-    """Simulate it. Raises what `setup` raises for names that stand for nothing, and `UnknownSystemError`."""
+    """Simulate it. Raises `UnknownSystemError`, `UnknownWeatherError`, and what `setup` raises for names that are none."""
     found, served = entry(cell.system), model_of(cell.load.model)
     model, cluster = served.make(), cluster_of(cell.map, cell.seed, files)
     check_room(cell.load.model, cluster, cell.map)
@@ -68,7 +72,16 @@ def run_cell(cell: Cell, files: Mapping[str, bytes]) -> Facts:
         history=(_arrived(history),),
         future=(_arrived(load),),
     )
-    record = simulate(found.make(situation), load, (model,), cluster, startup=found.startup, seed=cell.seed)
+    weather = weather_of(cell.weather)
+    record = simulate(
+        found.make(situation),
+        load,
+        (model,),
+        cluster,
+        startup=replace(found.startup, allocation=weather.allocation),
+        incidents=weather.draw(cluster, load.ends_s, cell.seed + WEATHER_SEEDS),
+        seed=cell.seed,
+    )
     return Facts(
         metrics=_numbers(record, asdict(metrics(record, (served.deadlines,)))),
         counts=record.counts(),
@@ -103,6 +116,11 @@ def _course(record: RunRecord) -> Course:
         at_s=[round(float(at_s), 3) for at_s in edges[:-1]],
         arrivals_per_s=[round(float(count) / width_s, 3) for count in counts],
         gpus=[float(held[place]) for place in places],
+        reshaped_s=[
+            round(each.at_s, 3)
+            for each in record.outcomes
+            if each.kind == "serving" and isinstance(each.action, Reshape) and each.at_s <= record.load_s
+        ],
     )
 
 

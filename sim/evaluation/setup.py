@@ -39,6 +39,8 @@ A100 = GPU_MODELS["G3"]
 """What step times were measured on: speed 1 in simulations."""
 CONTEXT_MAX = 4096
 """Longest prompt and answer together: the paper's sequence length."""
+WHISPER_FRAMES, WHISPER_ANSWER_MAX = 1500, 224
+"""What Whisper's encoder makes of half a minute of sound, and the most tokens that it decodes for it (half its text context)."""
 SYNTHETIC_NODES = 240
 """Nodes of a drawn cluster, about 1,230 GPUs: a fifth of the published one."""
 HISTORY_SEEDS = 1_000_003
@@ -48,18 +50,37 @@ HISTORY_S = 1200.0
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A model with the deadlines that its requests are held to: first token, and mean time from token to token."""
+    """A model with the deadlines that its requests are held to: first token, and mean time from token to token.
+
+    ``requests`` says what is asked of it: it makes a load of the trace's lengths into one of its own.
+    """
 
     make: Callable[[], ServedModel]
     deadlines: Deadlines
-    output_tokens: int | None = None
+    requests: Callable[[Workload], Workload]
+
+
+def texts(drawn: Workload) -> Workload:
+    """Prompts and answers as the trace has them, cut to a context of `CONTEXT_MAX`."""
+    return drawn.at_most(CONTEXT_MAX)
+
+
+def embeddings(drawn: Workload) -> Workload:
+    """The trace's prompts, each answered with one vector: one pass through the model, and no decoding."""
+    return drawn.answering(np.ones(len(drawn), np.int64)).at_most(CONTEXT_MAX)
+
+
+def transcriptions(drawn: Workload) -> Workload:
+    """Half a minute of sound each: `WHISPER_FRAMES` frames in, as many tokens out as the trace's answer has, up to the limit."""
+    answers = np.minimum(drawn.output_tokens, WHISPER_ANSWER_MAX)
+    return drawn.asking(np.full(len(drawn), WHISPER_FRAMES)).answering(answers)
 
 
 MODELS = {
-    "opt-66b": Served(opt_66b, Deadlines(10.0, 0.5)),
-    "llama-2-7b": Served(llama_2_7b, Deadlines(2.0, 0.1)),
-    "bert-21b": Served(bert_21b, Deadlines(3.0, 1.0), output_tokens=1),
-    "whisper-9b": Served(whisper_9b, Deadlines(3.0, 0.15)),
+    "opt-66b": Served(opt_66b, Deadlines(10.0, 0.5), texts),
+    "llama-2-7b": Served(llama_2_7b, Deadlines(2.0, 0.1), texts),
+    "bert-21b": Served(bert_21b, Deadlines(3.0, 1.0), embeddings),
+    "whisper-9b": Served(whisper_9b, Deadlines(3.0, 0.15), transcriptions),
 }
 """Deadlines are about four times a long prompt's time on the unloaded model, and two to three times a planned step."""
 
@@ -115,8 +136,7 @@ def workload_of(load: Load, seed: int, files: Mapping[str, bytes]) -> Workload:
         drawn = of_trace(trace.between(0.0, load.duration_s) if load.duration_s else trace)
     else:
         drawn = gamma_workload(trace, load.rate_per_s, load.cv, load.duration_s, seed)
-    served = model_of(load.model)
-    return (drawn if served.output_tokens is None else drawn.answering(served.output_tokens)).at_most(CONTEXT_MAX)
+    return model_of(load.model).requests(drawn)
 
 
 def history_of(load: Load, seed: int, files: Mapping[str, bytes]) -> Workload:

@@ -7,10 +7,12 @@ what a run computes.
 from __future__ import annotations
 
 import multiprocessing
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import Thread
 from typing import Any
 
 import msgspec
@@ -71,10 +73,22 @@ def _run(cells: Sequence[Cell], files: dict[str, bytes], where: Where) -> Finish
 def _in_processes(cells: Sequence[Cell], files: dict[str, bytes], jobs: int) -> Finished:
     # Fresh processes: a fork would share this one's compiled kernels' locks and threads.
     context = multiprocessing.get_context("spawn")
-    with _ended(ProcessPoolExecutor(jobs, mp_context=context)) as processes:
+    with _ended(ProcessPoolExecutor(jobs, mp_context=context, initializer=_end_with_parent)) as processes:
         futures = {processes.submit(run_cell, cell, files): cell for cell in cells}
         for future in as_completed(futures):
             yield futures[future], future.result()
+
+
+def _end_with_parent() -> None:
+    """A process of the pool waits for work for ever where its parent was killed: so it ends itself."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    Thread(target=wait, daemon=True).start()
 
 
 @contextmanager
