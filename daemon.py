@@ -72,7 +72,7 @@ async def serve(model: PreparedModel, config: ServeConfig, present: Presenter) -
         async with ZmqTransport.open() as transport:
             cores = {device.device: device.cores for device in model.devices}
             files = msgspec.structs.replace(model.files, warm_folder=warm)
-            async with ForkLauncher.open(log_folder, files, cores) as launcher:
+            async with ForkLauncher.open(log_folder, sockets, files, cores) as launcher:
                 around = Surroundings(log_folder, log_stream, sockets, transport, launcher)
                 return await _Daemon(model, config, around).run(present)
 

@@ -17,6 +17,7 @@ from .actors.coordinator import Coordinator
 from .actors.coordinator_machine import CoordinatorMachine
 from .actors.event_log import EventLog, LogStream
 from .actors.generation import ModelFacts
+from .actors.link_place import HERE, NamedPlaces
 from .actors.pipeline import Pipeline
 from .actors.pipeline_spec import CoordinatorLimits, PipelineSpec
 from .actors.route import StagePlacement
@@ -89,7 +90,7 @@ class LocalReplicas:
                 f"ipc://{around.sockets}/{replica}-control-{{worker}}",
             )
             machine = CoordinatorMachine(
-                self._spec(stages), CoordinatorLimits(), f"ipc://{around.sockets}/{replica}-{{epoch}}-{{link}}"
+                self._spec(stages), CoordinatorLimits(), NamedPlaces(f"{HERE}{replica}-{{epoch}}-{{link}}")
             )
             coordinator = Coordinator(machine, pool, scheduler, journal, log)
             yield Pipeline(replica, self.facts, scheduler, coordinator, pool)

@@ -61,15 +61,21 @@ class HostProcess:
 
 
 class ForkLauncher:
-    """Forks the workers of all replicas of a daemon, which compute from ``files``.
+    """Forks the workers of all replicas of a daemon, which compute from ``files`` and meet in the folder ``sockets``.
 
     ``cores`` says on which cores the worker of a device stays; one of a device that is not there goes where there is room.
     """
 
     def __init__(
-        self, log_folder: Path, files: ModelFiles, cores: Mapping[str, tuple[int, ...]], nursery: trio.Nursery
+        self,
+        log_folder: Path,
+        sockets: Path,
+        files: ModelFiles,
+        cores: Mapping[str, tuple[int, ...]],
+        nursery: trio.Nursery,
     ) -> None:
         self._log_folder = log_folder
+        self._sockets = sockets
         self._files = files
         self._cores = cores
         self._nursery = nursery
@@ -81,11 +87,11 @@ class ForkLauncher:
     @classmethod
     @asynccontextmanager
     async def open(
-        cls, log_folder: Path, files: ModelFiles, cores: Mapping[str, tuple[int, ...]]
+        cls, log_folder: Path, sockets: Path, files: ModelFiles, cores: Mapping[str, tuple[int, ...]]
     ) -> AsyncIterator[Self]:
         """A launcher whose fork server starts now and ends with the block."""
         async with trio.open_nursery() as nursery:
-            launcher = cls(log_folder, files, cores, nursery)
+            launcher = cls(log_folder, sockets, files, cores, nursery)
             await launcher._start()
             try:
                 yield launcher
@@ -110,6 +116,7 @@ class ForkLauncher:
             cores=self._cores.get(placement.device, ()),
             daemon_pid=os.getpid(),
             files=self._files,
+            sockets=str(self._sockets),
         )
         sender, receiver = trio.open_memory_channel[HostProcess | None](1)
         async with self._turn:

@@ -21,7 +21,7 @@ from .runtime.interface import ModelFiles
 class WorkerOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the daemon asks the fork server for: a worker that connects to ``control`` and computes from ``files``.
 
-    ``cores`` empty: wherever there is room.
+    ``cores`` empty: wherever there is room. ``sockets`` is the folder where the workers of this node meet.
     """
 
     worker: int
@@ -31,6 +31,7 @@ class WorkerOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cores: tuple[int, ...]
     daemon_pid: int
     files: ModelFiles
+    sockets: str
     replica: int = 0
 
 
@@ -93,7 +94,7 @@ def _live(order: WorkerOrder, all_cores: set[int]) -> int:
         async with ZmqTransport.open() as transport:
             link = await transport.connect(order.control, name="control", limits=CONTROL_LIMITS)
             engine = EngineThread(partial(LoweredStageEngine, files=order.files), all_cores)
-            actor = StageActor(order.worker, link, transport, engine, log)
+            actor = StageActor(order.worker, link, transport, engine, log, sockets=order.sockets)
             try:
                 await actor.run()
             except Exception:

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import msgspec
 
 from ..runtime.interface import BufferView
-from ..transport.interface import FrameError, Transport
-from .bulk_link import BulkReceiver, BulkSender, ring_path
+from ..transport.interface import FrameError
+from .bulk_link import BulkReceiver, BulkSender
+from .link_place import LinkPlace, Surroundings
 from .messages import ACTIVATION, Activation
 
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -41,10 +42,11 @@ class ActivationSender:
         self._step_tokens_max = step_tokens_max
 
     @classmethod
-    async def connect(cls, transport: Transport, address: str, *, name: str, step_tokens_max: int) -> ActivationSender:
-        """Connect to the stage that binds ``address``."""
-        link = await transport.connect(address, name=name)
-        return cls(BulkSender(link, ring_path(address), slots=RING_SLOTS), step_tokens_max)
+    async def connect(
+        cls, around: Surroundings, place: LinkPlace, *, name: str, step_tokens_max: int
+    ) -> ActivationSender:
+        """Connect to the stage that binds ``place``."""
+        return cls(await BulkSender.connect(around, place, name=name, slots=RING_SLOTS), step_tokens_max)
 
     async def send(self, epoch: int, step: int, hidden: BufferView) -> None:
         """Send one step's hidden state, whose first but one dimension counts tokens.
@@ -77,9 +79,9 @@ class ActivationReceiver:
         self._bulk = bulk
 
     @classmethod
-    async def bind(cls, transport: Transport, address: str, *, name: str) -> ActivationReceiver:
-        """Bind ``address`` for the stage before this one."""
-        return cls(await BulkReceiver.bind(transport, address, name=name))
+    async def bind(cls, around: Surroundings, place: LinkPlace, *, name: str) -> ActivationReceiver:
+        """Bind ``place`` for the stage before this one."""
+        return cls(await BulkReceiver.bind(around, place, name=name))
 
     async def receive(self) -> ArrivedActivation:
         """The next hidden state. Raises `PeerLostError`, or `FrameError` where shape, dtype and bytes disagree."""

@@ -10,9 +10,9 @@ from functools import partial
 
 import trio
 
-from ..transport.address import IpcAddress, parse_address
-from ..transport.interface import FrameError, Link, LinkClosedError, Transport
+from ..transport.interface import FrameError, Link, LinkClosedError
 from ..transport.ring import RingReader, RingWriter
+from .link_place import LinkPlace, Surroundings
 
 IN_MESSAGE = -1
 """The slot number of bytes that travel in the message."""
@@ -36,6 +36,11 @@ class BulkSender:
         self._ring: RingWriter | None = None
         self._closed = False
         self._turn = trio.Lock()  # a link takes one sender at a time
+
+    @classmethod
+    async def connect(cls, around: Surroundings, place: LinkPlace, *, name: str, slots: int) -> BulkSender:
+        """Connect to who binds ``place``."""
+        return cls(await around.connect(place, name=name), around.ring_path(place), slots=slots)
 
     @property
     def has_ring(self) -> bool:
@@ -100,12 +105,12 @@ class BulkReceiver:
         self._viewed: set[int] = set()
 
     @classmethod
-    async def bind(cls, transport: Transport, address: str, *, name: str) -> BulkReceiver:
-        """Bind ``address``; on an ipc one a ring is expected beside it."""
-        path = ring_path(address)
+    async def bind(cls, around: Surroundings, place: LinkPlace, *, name: str) -> BulkReceiver:
+        """Bind ``place``; on one host a ring is expected beside it."""
+        path = around.ring_path(place)
         ring = RingReader.listen(path) if path else None
         try:
-            return cls(await transport.bind(address, name=name), ring)
+            return cls(await around.bind(place, name=name), ring)
         except BaseException:
             if ring is not None:
                 ring.close()
@@ -136,9 +141,3 @@ class BulkReceiver:
         if self._ring is not None:
             self._ring.close()
         self._viewed.clear()
-
-
-def ring_path(address: str) -> str | None:
-    """Where the ring of a link lies; None where its ends are not on one host for sure."""
-    parsed = parse_address(address)
-    return f"{parsed.path}.ring" if isinstance(parsed, IpcAddress) else None

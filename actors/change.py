@@ -10,6 +10,7 @@ import enum
 from dataclasses import dataclass, field
 
 from ..runtime.interface import StageFacts
+from .link_place import LinkPlaces
 from .messages import (
     Abort,
     Aborted,
@@ -176,14 +177,16 @@ class Change:
         )
 
 
-def transfers(change: Change, spec: PipelineSpec, held: dict[int, StageFacts], link_address: str) -> list[Transfer]:
-    """The page transfers of a live change that copies. ``link_address`` is a pattern with {epoch} and {link}.
+def transfers(change: Change, spec: PipelineSpec, held: dict[int, StageFacts], places: LinkPlaces) -> list[Transfer]:
+    """The page transfers of a live change that copies.
 
-    ``held`` says what each worker holds now. Raises `RouteError` where donor and acquirer keep their pages differently.
+    ``held`` says what each worker holds now. Raises `RouteError` where donor and acquirer keep their pages differently, or
+    have no place to meet.
     """
     if change.base is None or change.strategy not in ("precopy", "stop-copy"):
         return []
     result = []
+    device = {stage.worker: stage.device for stage in (*change.base.stages, *change.route.stages)}
     moves = moved_layers(change.base, change.route, dict(enumerate(spec.layers_of)))
     for (donor, acquirer), layers in moves.items():
         given, taken = held[donor], change.facts(acquirer)
@@ -194,26 +197,28 @@ def transfers(change: Change, spec: PipelineSpec, held: dict[int, StageFacts], l
                 "move between them; use the strategy recompute"
             )
         sizes = dict(zip(taken.layers, taken.page_bytes, strict=True))
-        address = link_address.format(epoch=change.epoch, link=f"pages-{donor}-{acquirer}")
-        result.append(Transfer(donor, acquirer, address, layers, tuple(sizes[layer] for layer in layers)))
+        place = places.place(change.epoch, f"pages-{donor}-{acquirer}", device[acquirer], device[donor])
+        result.append(Transfer(donor, acquirer, place, layers, tuple(sizes[layer] for layer in layers)))
     return result
 
 
 def open_messages(
-    change: Change, moves: list[Transfer], live: bytes, link_address: str, *, precopy: bool
+    change: Change, moves: list[Transfer], live: bytes, places: LinkPlaces, *, precopy: bool
 ) -> dict[int, Open]:
-    """What each worker of a change is told to open."""
+    """What each worker of a change is told to open. Raises `RouteError` where two neighbours have no place to meet."""
     opens = {}
-    last = len(change.route.stages) - 1
+    stages = change.route.stages
+    hops = {
+        stage: places.place(change.epoch, f"activations-{stage}", stages[stage].device, stages[stage - 1].device)
+        for stage in range(1, len(stages))
+    }
     for worker in (*change.route.workers, *change.leaving):
         stage = change.route.stage_of(worker)
-        up = stage is not None and stage > 0
-        down = stage is not None and stage < last
         opens[worker] = Open(
             epoch=change.epoch,
             kv_blocks=change.kv_blocks,
-            upstream=link_address.format(epoch=change.epoch, link=f"activations-{stage}") if up else "",
-            downstream=link_address.format(epoch=change.epoch, link=f"activations-{stage + 1}") if down else "",  # type: ignore[operator]
+            upstream=hops.get(stage) if stage is not None else None,
+            downstream=hops.get(stage + 1) if stage is not None else None,
             transfers=tuple(move for move in moves if worker in (move.donor, move.acquirer)),
             precopy=precopy,
             live=live,

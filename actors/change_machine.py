@@ -33,6 +33,7 @@ from .coordinator_events import (
     WriteJournal,
 )
 from .journal import JournalRecord
+from .link_place import LinkPlaces
 from .messages import HandoffFailed, Prepared
 from .pipeline_spec import PipelineSpec
 from .refactor import Phase
@@ -84,13 +85,13 @@ _NOTHING = Step([])
 
 
 class ChangeMachine:
-    """See the module's rules. ``link_address`` is a pattern with {epoch} and {link}."""
+    """See the module's rules."""
 
-    def __init__(self, change: Change, spec: PipelineSpec, roster: Roster, link_address: str) -> None:
+    def __init__(self, change: Change, spec: PipelineSpec, roster: Roster, places: LinkPlaces) -> None:
         self.change = change
         self._spec = spec
         self._roster = roster
-        self._link_address = link_address
+        self._places = places
 
     def begin(self) -> list[Instruction]:
         """Write the plan down."""
@@ -150,11 +151,12 @@ class ChangeMachine:
         if refused:
             return Step([], Failure(refused))
         try:
-            moves = transfers(change, self._spec, self._roster.facts, self._link_address)
+            self._places.begin(change.epoch, {change.base.epoch} if change.base is not None else ())
+            moves = transfers(change, self._spec, self._roster.facts, self._places)
+            precopy = change.strategy == "precopy"
+            change.opens = open_messages(change, moves, event.live, self._places, precopy=precopy)
         except RouteError as error:
             return Step([], Failure(str(error)))
-        precopy = change.strategy == "precopy"
-        change.opens = open_messages(change, moves, event.live, self._link_address, precopy=precopy)
         change.preempted = event.beyond
         # At once: a request that comes now is to fit too.
         return Step([LimitBlocks(change.kv_blocks), *self.enter("requests fit")])

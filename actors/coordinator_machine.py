@@ -48,6 +48,7 @@ from .coordinator_events import (
     WriteJournal,
 )
 from .journal import Committed, JournalRecord
+from .link_place import LinkPlaces
 from .messages import Abort, HandoffFailed, Loaded, StageFailed
 from .pipeline_spec import CoordinatorLimits, PipelineSpec
 from .refactor import BusyRefusedError, RefactorRefusedError
@@ -57,9 +58,9 @@ from .takeover import ask_facts, forget_undecided, take_over
 
 
 class CoordinatorMachine:
-    """See the module's rules. ``link_address`` is a pattern with {epoch} and {link}."""
+    """See the module's rules. ``places`` finds where the workers of an epoch meet."""
 
-    def __init__(self, spec: PipelineSpec, limits: CoordinatorLimits, link_address: str) -> None:
+    def __init__(self, spec: PipelineSpec, limits: CoordinatorLimits, places: LinkPlaces) -> None:
         self.spec = spec
         self.limits = limits
         self.state = PipelineState.IDLE
@@ -67,7 +68,7 @@ class CoordinatorMachine:
         self.route = Route(0, spec.stages)
         self.roster = Roster()
         self.highest_epoch = 0
-        self._link_address = link_address
+        self._places = places
         self._failures = 0
         self._wanted = spec.stages  # what a recovery brings up
         self._making: ChangeMachine | None = None
@@ -171,7 +172,7 @@ class CoordinatorMachine:
         return [*making.begin(), *timers]
 
     def _make(self, change: Change) -> ChangeMachine:
-        self._making = ChangeMachine(change, self.spec, self.roster, self._link_address)
+        self._making = ChangeMachine(change, self.spec, self.roster, self._places)
         return self._making
 
     def _advance(self, step_of: Callable[[ChangeMachine], Step]) -> list[Instruction]:

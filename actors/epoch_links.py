@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 
 import trio
 
-from ..transport.interface import PeerLostError, Transport
+from ..transport.interface import PeerLostError
 from .activation_link import ActivationReceiver, ActivationSender
 from .event_log import EventLog
 from .handoff import Handoff
+from .link_place import Surroundings
 from .messages import Open, StepResult
 from .sampling_ledger import SamplingLedger
 from .stage_events import ActivationArrived, Emit
@@ -46,15 +47,15 @@ class EpochLinks:
         """Make the way for outputs."""
         self._outputs, self._outputs_receiver = trio.open_memory_channel[Emit](OUTPUTS_WAITING_MAX)
 
-    async def open_activations(self, opened: Open, transport: Transport, stage: int, step_tokens_max: int) -> None:
-        """Bind and connect as ``opened`` says."""
-        if opened.upstream:
+    async def open_activations(self, opened: Open, around: Surroundings, stage: int, step_tokens_max: int) -> None:
+        """Bind and connect as ``opened`` says. Raises `TransportError` where a place cannot be used."""
+        if opened.upstream is not None:
             name = f"activations from stage {stage - 1} in epoch {self.epoch}"
-            self.upstream = await ActivationReceiver.bind(transport, opened.upstream, name=name)
-        if opened.downstream:
+            self.upstream = await ActivationReceiver.bind(around, opened.upstream, name=name)
+        if opened.downstream is not None:
             name = f"activations to stage {stage + 1} in epoch {self.epoch}"
             self.downstream = await ActivationSender.connect(
-                transport, opened.downstream, name=name, step_tokens_max=step_tokens_max
+                around, opened.downstream, name=name, step_tokens_max=step_tokens_max
             )
         elif stage >= 0:
             self.sampling = SamplingLedger()

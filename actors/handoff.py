@@ -14,7 +14,7 @@ import numpy as np
 import trio
 
 from ..runtime.interface import EngineError
-from ..transport.interface import Transport, TransportError
+from ..transport.interface import TransportError
 from .event_log import EventLog
 from .handoff_events import (
     Across,
@@ -40,6 +40,7 @@ from .handoff_events import (
 )
 from .handoff_machine import HandoffLimits, HandoffMachine
 from .layer_pages import LayerPages
+from .link_place import Surroundings
 from .messages import CopyTotals, Open, PageRun, PagesEnd, PagesWelcome
 from .page_ledger import PageLedger
 from .page_link import ArrivedRun, PageReceiver, PageSender
@@ -111,11 +112,11 @@ class Handoff:
         self._progress_due_at = -float("inf")
         self._nursery: trio.Nursery | None = None
 
-    async def open(self, transport: Transport) -> None:
-        """Bind what this worker takes, connect to what it gives. An address that cannot be used fails the handoff."""
+    async def open(self, around: Surroundings) -> None:
+        """Bind what this worker takes, connect to what it gives. A place that cannot be used fails the handoff."""
         try:
             for place in (*self.machine.takes, *self.machine.gives):
-                await self._watch(place, self._open_one, place, transport)
+                await self._watch(place, self._open_one, place, around)
         except BaseException:
             await self._close_links()
             raise
@@ -170,15 +171,13 @@ class Handoff:
         except (TransportError, EngineError) as error:
             await self._handle(TransferBroke(place, f"{self._name(place)} broke: {error}"))
 
-    async def _open_one(self, place: int, transport: Transport) -> None:
+    async def _open_one(self, place: int, around: Surroundings) -> None:
         transfer, name = self._opened.transfers[place], self._name(place)
         if place in self.machine.takes:
-            self._receivers[place] = await PageReceiver.bind(transport, transfer.address, name=name)
+            self._receivers[place] = await PageReceiver.bind(around, transfer.place, name=name)
         else:
             bytes_max = max(self._limits.run_bytes_max, self._limits.hurried_run_bytes_max, *transfer.page_bytes)
-            self._senders[place] = await PageSender.connect(
-                transport, transfer.address, name=name, run_bytes_max=bytes_max
-            )
+            self._senders[place] = await PageSender.connect(around, transfer.place, name=name, run_bytes_max=bytes_max)
 
     async def _send_end(self, job: SendEnd) -> None:
         await self._senders[job.transfer].send_end(self._opened.epoch)

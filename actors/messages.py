@@ -13,8 +13,9 @@ import msgspec
 from ..runtime.interface import EngineSpec, SampledToken, SamplingParams, StageFacts
 from ..transport.codec import Codec
 from .layer_pages import LayerPages
+from .link_place import LinkPlace
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 """Sent in `Hello`; a worker that speaks another is refused."""
 
 
@@ -90,11 +91,11 @@ class Loaded(Message, frozen=True, tag=True):
 
 
 class Transfer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """KV pages of ``layers`` (of ``page_bytes[i]`` each) change their home. The acquirer binds ``address``."""
+    """KV pages of ``layers`` (of ``page_bytes[i]`` each) change their home. The acquirer binds ``place``."""
 
     donor: int
     acquirer: int
-    address: str
+    place: LinkPlace
     layers: tuple[int, ...]
     page_bytes: tuple[int, ...]
 
@@ -102,15 +103,15 @@ class Transfer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Open(Message, frozen=True, tag=True):
     """Coordinator → every worker of the old and the next route: links, room and pages for ``epoch``. Answered by `Prepared`.
 
-    A worker of the next route makes room for ``kv_blocks`` and opens its activation links: it binds ``upstream`` ("" on the
-    first stage) and connects to ``downstream`` ("" on the last). A donor has a transfer that names it: it starts to copy
+    A worker of the next route makes room for ``kv_blocks`` and opens its activation links: it binds ``upstream`` (None on the
+    first stage) and connects to ``downstream`` (None on the last). A donor has a transfer that names it: it starts to copy
     pages if ``precopy``. ``live`` is a bit per block (little-endian bit order): the blocks that requests hold now.
     """
 
     epoch: int
     kv_blocks: int
-    upstream: str
-    downstream: str
+    upstream: LinkPlace | None
+    downstream: LinkPlace | None
     transfers: tuple[Transfer, ...]
     precopy: bool
     live: bytes

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import msgspec
 
-from ..transport.interface import Transport
-from .bulk_link import BulkReceiver, BulkSender, ring_path
+from .bulk_link import BulkReceiver, BulkSender
 from .layer_pages import size_of
+from .link_place import LinkPlace, Surroundings
 from .messages import TO_ACQUIRER, TO_DONOR, PageRun, PagesEnd, PagesRefused, PagesWelcome
 
 RING_SLOTS = 3
@@ -35,10 +35,9 @@ class PageSender:
         self._run_bytes_max = run_bytes_max
 
     @classmethod
-    async def connect(cls, transport: Transport, address: str, *, name: str, run_bytes_max: int) -> PageSender:
-        """Connect to the acquirer that binds ``address``."""
-        link = await transport.connect(address, name=name)
-        return cls(BulkSender(link, ring_path(address), slots=RING_SLOTS), run_bytes_max)
+    async def connect(cls, around: Surroundings, place: LinkPlace, *, name: str, run_bytes_max: int) -> PageSender:
+        """Connect to the acquirer that binds ``place``."""
+        return cls(await BulkSender.connect(around, place, name=name, slots=RING_SLOTS), run_bytes_max)
 
     async def send(self, run: PageRun, gather: Callable[[memoryview], Awaitable[int]]) -> None:
         """Send the pages of ``run``, which ``gather`` puts into the memory it is given; it answers their checksum.
@@ -86,9 +85,9 @@ class PageReceiver:
         self._bulk = bulk
 
     @classmethod
-    async def bind(cls, transport: Transport, address: str, *, name: str) -> PageReceiver:
-        """Bind ``address`` for the donor."""
-        return cls(await BulkReceiver.bind(transport, address, name=name))
+    async def bind(cls, around: Surroundings, place: LinkPlace, *, name: str) -> PageReceiver:
+        """Bind ``place`` for the donor."""
+        return cls(await BulkReceiver.bind(around, place, name=name))
 
     async def receive(self) -> ArrivedRun | PagesEnd:
         """What the donor sent next. Raises `PeerLostError`, `FrameError`; what a run says is the caller's to check."""

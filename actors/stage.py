@@ -22,6 +22,7 @@ from .epoch_links import EpochLinks
 from .event_log import EventLog
 from .handoff import Handoff
 from .handoff_machine import DEFAULT_HANDOFF_LIMITS, HandoffLimits
+from .link_place import Surroundings
 from .messages import (
     FROM_STAGE,
     PROTOCOL_VERSION,
@@ -83,7 +84,10 @@ class _Work:
 
 
 class StageActor:
-    """One worker. ``run`` returns when it has left; it raises nothing that a peer or the engine can cause."""
+    """One worker, whose node's sockets lie in the folder ``sockets``.
+
+    ``run`` returns when it has left; it raises nothing that a peer or the engine can cause.
+    """
 
     def __init__(
         self,
@@ -93,10 +97,11 @@ class StageActor:
         engine: EnginePort,
         log: EventLog,
         handoff_limits: HandoffLimits = DEFAULT_HANDOFF_LIMITS,
+        sockets: str = "",
     ) -> None:
         self._worker = worker
         self._control = control
-        self._transport = transport
+        self._around = Surroundings(transport, sockets)
         self._engine = engine
         self._log = log
         self.machine = StageMachine(worker)
@@ -244,7 +249,11 @@ class StageActor:
         except EngineError as error:
             await self._epoch_failed(opened.epoch, str(error))
             return
-        await links.open_activations(opened, self._transport, stage, self._step_tokens_max)
+        try:
+            await links.open_activations(opened, self._around, stage, self._step_tokens_max)
+        except TransportError as error:  # a port that somebody else has, an address that is none
+            await self._epoch_failed(opened.epoch, str(error))
+            return
         transfers = len(opened.transfers)
         self._log.emit(
             "worker_opened", epoch=opened.epoch, stage=stage, kv_blocks=opened.kv_blocks, transfers=transfers
@@ -257,7 +266,7 @@ class StageActor:
             if links.handoff is None:
                 await self.handoff_voted(opened.epoch)
                 return
-            await links.handoff.open(self._transport)
+            await links.handoff.open(self._around)
             await links.handoff.run()
 
     # --- told by the handoff of an epoch ---

@@ -28,6 +28,7 @@ from ..actors.engine_thread import EngineThread
 from ..actors.event_log import EventLog
 from ..actors.handoff import Handoff, PagePort
 from ..actors.handoff_machine import HandoffLimits
+from ..actors.link_place import LinkPlace, Surroundings
 from ..actors.messages import CopyTotals, Open, Transfer
 from ..actors.page_ledger import PageLedger
 from ..runtime.interface import BLOCK_TOKENS, EngineSpec, Int32Array, StageEngine, StageFacts
@@ -100,9 +101,11 @@ class Party:
 
     def __init__(self, number: int, epoch: int, shape: Shape, run_bytes: int, pages: PagePort, folder: str) -> None:
         layers = tuple(range(LAYERS))
-        transfer = Transfer(DONOR, ACQUIRER, f"ipc://{folder}/pages-{epoch}", layers, (shape.page_bytes,) * LAYERS)
+        transfer = Transfer(
+            DONOR, ACQUIRER, LinkPlace(f"ipc://{folder}/pages-{epoch}"), layers, (shape.page_bytes,) * LAYERS
+        )
         self.live = np.packbits(np.ones(shape.blocks, bool), bitorder="little").tobytes()
-        opened = Open(epoch, shape.blocks, "", "", (transfer,), precopy=False, live=self.live)
+        opened = Open(epoch, shape.blocks, None, None, (transfer,), precopy=False, live=self.live)
         ledger = PageLedger()
         ledger.ensure(shape.blocks)
         if number == DONOR:
@@ -115,7 +118,7 @@ class Party:
     async def take_part(self, transport: Transport, control: Link) -> float:
         """Seconds from the cut until the acquirer had everything."""
         async with trio.open_nursery() as nursery:
-            await self.handoff.open(transport)
+            await self.handoff.open(Surroundings(transport))
             nursery.start_soon(self.handoff.run)
             await self._voted.wait()
             began_s = time.perf_counter()

@@ -43,6 +43,7 @@ class ForkServer:
             cores=(min(os.sched_getaffinity(0)),),
             daemon_pid=daemon_pid or os.getpid(),
             files=ModelFiles("", ""),
+            sockets=str(self.folder),
         )
 
     def send(self, data):

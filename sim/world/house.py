@@ -10,6 +10,7 @@ from typing import Protocol
 import trio
 
 from ...actors.handoff_machine import HandoffLimits
+from ...actors.link_place import NamedPlaces
 from ...actors.pipeline_spec import CoordinatorLimits, PipelineSpec
 from ...actors.route import Route, StagePlacement
 from ...actors.scheduler_machine import SchedulerLimits
@@ -165,7 +166,7 @@ class Daemon:
     async def _coordinate(self, pool: WorldPool, log: WorldLog) -> None:
         outside = self._outside
         machine = self._mutation.coordinator_machine(
-            _spec(outside.scenario), COORDINATOR_LIMITS, "memory://{epoch}-{link}"
+            _spec(outside.scenario), COORDINATOR_LIMITS, NamedPlaces("memory://{epoch}-{link}")
         )
         coordinator = WorldCoordinator(machine, pool, self.scheduler, outside.journal, log)
         coordinator.checks, coordinator.follow = outside.checks, outside.follow

@@ -60,7 +60,7 @@ class CommitBeforeJournal(CoordinatorMachine):
     """Lets the scheduler cut over before the decision is on disk."""
 
     def _make(self, change: Change) -> ChangeMachine:
-        self._making = _CommitsUnwritten(change, self.spec, self.roster, self._link_address)
+        self._making = _CommitsUnwritten(change, self.spec, self.roster, self._places)
         return self._making
 
 
@@ -68,7 +68,7 @@ class ReleaseEarly(CoordinatorMachine):
     """Releases the old epoch when the first worker is past the cut."""
 
     def _make(self, change: Change) -> ChangeMachine:
-        self._making = _ReleasesEarly(change, self.spec, self.roster, self._link_address)
+        self._making = _ReleasesEarly(change, self.spec, self.roster, self._places)
         return self._making
 
 

@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 import numpy as np
 import pytest
 from flexpipe.actors.activation_link import RING_BYTES_MIN, RING_SLOTS, ActivationReceiver, ActivationSender
+from flexpipe.actors.link_place import LinkPlace, Surroundings
 from flexpipe.actors.messages import ACTIVATION, Activation
 from flexpipe.runtime.interface import BufferView
 from flexpipe.transport.interface import FrameError
@@ -27,8 +28,10 @@ async def link(kind, folder):
     opening = [network.open("left"), network.open("right")] if in_memory else [ZmqTransport.open() for _ in range(2)]
     address = "memory://hidden" if kind == "memory" else f"ipc://{folder}/hidden"
     async with opening[0] as left, opening[1] as right:
-        receiver = await ActivationReceiver.bind(left, address, name="upstream")
-        sender = await ActivationSender.connect(right, address, name="downstream", step_tokens_max=TOKENS_MAX)
+        receiver = await ActivationReceiver.bind(Surroundings(left), LinkPlace(address), name="upstream")
+        sender = await ActivationSender.connect(
+            Surroundings(right), LinkPlace(address), name="downstream", step_tokens_max=TOKENS_MAX
+        )
         yield sender, receiver
         sender.close()
         receiver.close()

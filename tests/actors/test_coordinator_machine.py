@@ -87,8 +87,8 @@ def test_every_worker_is_told_of_the_pages_that_it_gives_or_takes():
     moves = {(move.donor, move.acquirer): move.layers for opened in opens.values() for move in opened.transfers}
     assert moves == {(BOTH, NEW_ONLY): (2,), (OLD_ONLY, NEW_ONLY): (3, 4, 5)}
     assert len(opens[NEW_ONLY].transfers) == 2
-    assert opens[NEW_ONLY].upstream == opens[BOTH].downstream != ""
-    assert (opens[OLD_ONLY].upstream, opens[OLD_ONLY].downstream) == ("", "")
+    assert opens[NEW_ONLY].upstream == opens[BOTH].downstream is not None
+    assert (opens[OLD_ONLY].upstream, opens[OLD_ONLY].downstream) == (None, None)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from flexpipe.actors.event_log import EventLog
 from flexpipe.actors.handoff import Handoff
 from flexpipe.actors.handoff_machine import HandoffLimits, HandoffState
 from flexpipe.actors.layer_pages import LayerPages
+from flexpipe.actors.link_place import LinkPlace, Surroundings
 from flexpipe.actors.messages import (
     TO_ACQUIRER,
     TO_DONOR,
@@ -81,7 +82,7 @@ class Worker:
     async def run(self, transport):
         """As `stage` runs it."""
         with self.scope:
-            await self.handoff.open(transport)
+            await self.handoff.open(Surroundings(transport))
             await self.handoff.run()
         self.ended.set()
 
@@ -122,10 +123,10 @@ class Handover:
 
     def __init__(self, nursery, transports, addresses, network, *, precopy, limits):
         self.transfers = tuple(
-            Transfer(DONOR, acquirer, address, LAYERS, (PAGE_BYTES,) * len(LAYERS))
+            Transfer(DONOR, acquirer, LinkPlace(address), LAYERS, (PAGE_BYTES,) * len(LAYERS))
             for acquirer, address in addresses.items()
         )
-        opened = Open(EPOCH, BLOCKS, "", "", self.transfers, precopy, live_bits(range(BLOCKS), BLOCKS))
+        opened = Open(EPOCH, BLOCKS, None, None, self.transfers, precopy, live_bits(range(BLOCKS), BLOCKS))
         self.network = network
         self.workers = {number: Worker(number, opened, limits) for number in (DONOR, *addresses)}
         self.donor, self.acquirer = self.workers[DONOR], self.workers[ACQUIRER]
@@ -299,8 +300,8 @@ async def test_pages_that_are_refused_again_and_again_fail_the_acquirer_with_a_s
 async def lying_peer(tmp_path, *, role):
     """A worker whose peer is the test itself: (worker, the peer's link)."""
     network = MemoryNetwork(1)
-    transfer = Transfer(DONOR, ACQUIRER, "memory://pages", LAYERS, (PAGE_BYTES,) * len(LAYERS))
-    opened = Open(EPOCH, BLOCKS, "", "", (transfer,), True, live_bits(range(BLOCKS), BLOCKS))
+    transfer = Transfer(DONOR, ACQUIRER, LinkPlace("memory://pages"), LAYERS, (PAGE_BYTES,) * len(LAYERS))
+    opened = Open(EPOCH, BLOCKS, None, None, (transfer,), True, live_bits(range(BLOCKS), BLOCKS))
     worker = Worker(role, opened, HandoffLimits())
     async with network.open("worker") as own, network.open("peer") as other, trio.open_nursery() as nursery:
         nursery.start_soon(worker.run, own)
@@ -482,8 +483,8 @@ async def test_an_engine_that_cannot_copy_fails_the_handoff_and_not_the_worker(k
 async def test_an_address_that_cannot_be_used_fails_the_handoff(tmp_path, address, who):
     if who == DONOR and "nonexistent" in address:
         address = "carrier://pigeon"  # a donor waits for whoever may come there
-    transfer = Transfer(DONOR, ACQUIRER, address, LAYERS, (PAGE_BYTES,) * len(LAYERS))
-    worker = Worker(who, Open(EPOCH, BLOCKS, "", "", (transfer,), True, b""), HandoffLimits())
+    transfer = Transfer(DONOR, ACQUIRER, LinkPlace(address), LAYERS, (PAGE_BYTES,) * len(LAYERS))
+    worker = Worker(who, Open(EPOCH, BLOCKS, None, None, (transfer,), True, b""), HandoffLimits())
     async with ZmqTransport.open() as transport, trio.open_nursery() as nursery:
         nursery.start_soon(worker.run, transport)
         await worker.failed.wait()
@@ -492,8 +493,8 @@ async def test_an_address_that_cannot_be_used_fails_the_handoff(tmp_path, addres
 
 
 async def test_transfers_of_other_workers_are_none_of_its_business(autojump_clock, tmp_path):
-    foreign = Transfer(8, 9, "memory://elsewhere", LAYERS, (PAGE_BYTES,) * len(LAYERS))
-    worker = Worker(DONOR, Open(EPOCH, BLOCKS, "", "", (foreign,), True, b""), HandoffLimits())
+    foreign = Transfer(8, 9, LinkPlace("memory://elsewhere"), LAYERS, (PAGE_BYTES,) * len(LAYERS))
+    worker = Worker(DONOR, Open(EPOCH, BLOCKS, None, None, (foreign,), True, b""), HandoffLimits())
     network = MemoryNetwork(1)
     async with network.open("worker") as transport, trio.open_nursery() as nursery:
         nursery.start_soon(worker.run, transport)

@@ -36,6 +36,7 @@ from flexpipe.actors.handoff_machine import (
     HandoffOrderError,
     HandoffState,
 )
+from flexpipe.actors.link_place import LinkPlace
 from flexpipe.actors.messages import Open, PageRun, PagesRefused, PagesWelcome, Transfer
 from flexpipe.actors.page_ledger import PageLedger
 from flexpipe.runtime.interface import BLOCK_TOKENS
@@ -47,13 +48,13 @@ DONOR, ACQUIRER, OTHER = 1, 2, 3
 GIVEN, TAKEN = 0, 1
 """Places of the two transfers of `opened`, as the donor sees them: it gives layers 0 and 1 and takes layer 2."""
 TRANSFERS = (
-    Transfer(DONOR, ACQUIRER, "memory://a", (0, 1), (PAGE_BYTES, PAGE_BYTES)),
-    Transfer(OTHER, DONOR, "memory://b", (2,), (PAGE_BYTES,)),
+    Transfer(DONOR, ACQUIRER, LinkPlace("memory://a"), (0, 1), (PAGE_BYTES, PAGE_BYTES)),
+    Transfer(OTHER, DONOR, LinkPlace("memory://b"), (2,), (PAGE_BYTES,)),
 )
 
 
 def opened(transfers=TRANSFERS, *, precopy=True, live=(), blocks=BLOCKS):
-    return Open(EPOCH, blocks, "", "", tuple(transfers), precopy, live_bits(live, BLOCKS))
+    return Open(EPOCH, blocks, None, None, tuple(transfers), precopy, live_bits(live, BLOCKS))
 
 
 def ran(ledger, *rows):
@@ -357,7 +358,7 @@ def test_a_round_is_one_pass_over_the_layers():
 
 
 def test_a_run_carries_pages_of_as_many_layers_as_there_is_room_for_and_the_next_goes_on_from_there():
-    wide = Transfer(DONOR, ACQUIRER, "memory://a", (0, 1, 2), (PAGE_BYTES, 2 * PAGE_BYTES, PAGE_BYTES))
+    wide = Transfer(DONOR, ACQUIRER, LinkPlace("memory://a"), (0, 1, 2), (PAGE_BYTES, 2 * PAGE_BYTES, PAGE_BYTES))
     limits = HandoffLimits(run_bytes_max=6 * PAGE_BYTES)
     machine, _ = donor((1, 0, 48, [0, 1, 2]), transfers=[wide], limits=limits)
     machine.handle(Begin())
@@ -584,9 +585,9 @@ class History:
 
     LAYERS: ClassVar = {1: (0, 1), 2: (2, 3), 3: ()}
     TRANSFERS = (
-        Transfer(1, 3, "memory://x", (1,), (PAGE_BYTES,)),
-        Transfer(1, 2, "memory://y", (0,), (PAGE_BYTES,)),
-        Transfer(2, 3, "memory://z", (2, 3), (PAGE_BYTES, PAGE_BYTES)),
+        Transfer(1, 3, LinkPlace("memory://x"), (1,), (PAGE_BYTES,)),
+        Transfer(1, 2, LinkPlace("memory://y"), (0,), (PAGE_BYTES,)),
+        Transfer(2, 3, LinkPlace("memory://z"), (2, 3), (PAGE_BYTES, PAGE_BYTES)),
     )
     STEPS = 40
 
@@ -607,7 +608,7 @@ class History:
             remaining_bytes_max=4 * PAGE_BYTES,
             refusals_max=50,
         )
-        opened = Open(EPOCH, BLOCKS, "", "", self.TRANSFERS, self.chance.random() < 0.8, self.live())
+        opened = Open(EPOCH, BLOCKS, None, None, self.TRANSFERS, self.chance.random() < 0.8, self.live())
         self.workers = {
             number: Worker(number, {*layers, *self.taken(number)}, opened, limits)
             for number, layers in self.LAYERS.items()

@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 import numpy as np
 import pytest
 import trio
+from flexpipe.actors.link_place import LinkPlace, Surroundings
 from flexpipe.actors.messages import TO_ACQUIRER, PageRun, PagesEnd, PagesRefused, PagesWelcome
 from flexpipe.actors.page_link import RING_SLOTS, PageReceiver, PageSender
 from flexpipe.runtime.page_checksum import page_checksum
@@ -61,8 +62,10 @@ def address(kind, tmp_path):
 async def link(kind, address):
     """(sender, receiver), welcomed."""
     async with transports(kind) as (one, other):
-        receiver = await PageReceiver.bind(one, address, name="from the donor")
-        sender = await PageSender.connect(other, address, name="to the acquirer", run_bytes_max=RUN_BYTES_MAX)
+        receiver = await PageReceiver.bind(Surroundings(one), LinkPlace(address), name="from the donor")
+        sender = await PageSender.connect(
+            Surroundings(other), LinkPlace(address), name="to the acquirer", run_bytes_max=RUN_BYTES_MAX
+        )
         await receiver.welcome(EPOCH)
         assert await sender.receive() == PagesWelcome(EPOCH)
         yield sender, receiver

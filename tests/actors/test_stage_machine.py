@@ -5,6 +5,7 @@ import itertools
 
 import msgspec
 import pytest
+from flexpipe.actors.link_place import LinkPlace
 from flexpipe.actors.messages import (
     Abort,
     Aborted,
@@ -58,8 +59,8 @@ def prepare(epoch=1, atoms=(0, 3)):
     return Prepare(epoch, 0, *atoms, SPEC)
 
 
-def opened(epoch=1, upstream="", transfers=()):
-    return Open(epoch, 8, upstream, "", transfers, True, b"")
+def opened(epoch=1, upstream=None, transfers=()):
+    return Open(epoch, 8, upstream, None, transfers, True, b"")
 
 
 def cut(epoch=1, step=0, *, abandon=False):
@@ -77,7 +78,7 @@ def activation(step, epoch=1):
 
 
 def transfer(donor, acquirer):
-    return Transfer(donor, acquirer, "memory://pages", (1,), (8,))
+    return Transfer(donor, acquirer, LinkPlace("memory://pages"), (1,), (8,))
 
 
 def told(machine, *events):
@@ -87,14 +88,14 @@ def told(machine, *events):
     return [instruction.message for instruction in instructions if isinstance(instruction, Tell)]
 
 
-def prepared(machine=None, *, epoch=1, atoms=(0, 3), upstream="", transfers=()):
+def prepared(machine=None, *, epoch=1, atoms=(0, 3), upstream=None, transfers=()):
     machine = machine or StageMachine(WORKER)
     told(machine, prepare(epoch, atoms), WeightsLoaded(epoch, FACTS), opened(epoch, upstream, transfers))
     told(machine, EpochOpened(epoch, 64))
     return machine
 
 
-def serving(upstream="", epoch=1, step=0):
+def serving(upstream=None, epoch=1, step=0):
     machine = prepared(upstream=upstream, epoch=epoch)
     told(machine, cut(epoch, step), Release(epoch), Dropped(0))
     return machine
@@ -141,7 +142,7 @@ def test_the_first_stage_runs_a_plan_at_once_and_one_at_a_time():
 def test_a_later_stage_runs_a_step_once_its_plan_and_its_activation_are_here(order):
     if order.index("plan 0") > order.index("plan 1") or order.index("activation 0") > order.index("activation 1"):
         return  # links keep order
-    machine = serving("memory://up")
+    machine = serving(LinkPlace("memory://up"))
     events = {"plan 0": plan(0), "plan 1": plan(1), "activation 0": activation(0), "activation 1": activation(1)}
     ran = []
     for name in order:
@@ -153,7 +154,7 @@ def test_a_later_stage_runs_a_step_once_its_plan_and_its_activation_are_here(ord
 
 @pytest.mark.parametrize("first", ["plan", "activation"])
 def test_a_plan_and_an_activation_of_different_steps_end_the_worker(first):
-    machine = serving("memory://up")
+    machine = serving(LinkPlace("memory://up"))
     events = [plan(4), activation(5)] if first == "plan" else [activation(5), plan(4)]
     machine.handle(events[0])
     with pytest.raises(StageProtocolError, match=r"step 4, the next activation epoch 1 step 5"):
@@ -197,7 +198,7 @@ def test_a_worker_that_only_gives_away_opens_without_loading_and_then_serves_not
 
 
 def test_activations_of_the_next_epoch_wait_for_its_cut():
-    machine = prepared(serving("memory://up"), epoch=2, upstream="memory://up2")
+    machine = prepared(serving(LinkPlace("memory://up")), epoch=2, upstream=LinkPlace("memory://up2"))
     assert machine.handle(activation(1, 2)) == []
     machine.handle(cut(2, 1))
     assert machine.handle(plan(1, 2)) == [RunStep(plan(1, 2), range(3), activation(1, 2).hidden)]
@@ -276,7 +277,7 @@ def test_weights_that_arrive_after_their_epoch_was_given_up_are_let_go():
 
 
 def test_a_cut_that_abandons_drops_steps_that_cannot_run_any_more():
-    machine = prepared(serving("memory://up"), epoch=2)
+    machine = prepared(serving(LinkPlace("memory://up")), epoch=2)
     for step in (0, 1):
         assert machine.handle(plan(step)) == []
     assert machine.handle(cut(2, 2, abandon=True)) == [
@@ -317,7 +318,7 @@ def test_after_a_cut_that_failed_a_recovery_makes_the_next_epoch():
 )
 def test_a_message_of_an_unannounced_epoch_ends_the_worker(event, sentence):
     with pytest.raises(StageProtocolError, match=sentence):
-        serving("memory://up").handle(event)
+        serving(LinkPlace("memory://up")).handle(event)
 
 
 @pytest.mark.parametrize(

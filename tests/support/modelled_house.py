@@ -10,6 +10,7 @@ import flexpipe.actors.coordinator_events as c
 from flexpipe.actors.change import ChangePhase
 from flexpipe.actors.coordinator_machine import CoordinatorMachine
 from flexpipe.actors.journal import NOTHING, follow
+from flexpipe.actors.link_place import NamedPlaces
 from flexpipe.actors.messages import (
     Abort,
     Aborted,
@@ -68,7 +69,7 @@ class House:
 
     def restart(self):
         """A new coordinator over what is on disk and who lives; timers die with the old one."""
-        self.machine = CoordinatorMachine(self.spec, self.limits, "memory://{epoch}-{link}")
+        self.machine = CoordinatorMachine(self.spec, self.limits, NamedPlaces("memory://{epoch}-{link}"))
         self.writing.clear()
         self.rooms.clear()
         self.timers.clear()

@@ -16,6 +16,7 @@ from flexpipe.actors.coordinator_events import PipelineState, Refactor
 from flexpipe.actors.coordinator_machine import CoordinatorMachine
 from flexpipe.actors.event_log import EventLog
 from flexpipe.actors.generation import ModelFacts
+from flexpipe.actors.link_place import NamedPlaces
 from flexpipe.actors.pipeline import Pipeline
 from flexpipe.actors.pipeline_spec import CoordinatorLimits, PipelineSpec
 from flexpipe.actors.refactor import RefactorReport
@@ -129,7 +130,9 @@ class ModelledFactory:
             raise self._refusal
         spec = PipelineSpec(EngineSpec(), stages, MODEL.layers_of, self._blocks, CONTEXT_TOKENS)
         log = EventLog(self.log_text, process="daemon", replica=replica)
-        machine = CoordinatorMachine(spec, self._coordinator_limits, f"memory://{replica}-{{epoch}}-{{link}}")
+        machine = CoordinatorMachine(
+            spec, self._coordinator_limits, NamedPlaces(f"memory://{replica}-{{epoch}}-{{link}}")
+        )
         scheduler = Scheduler(
             self._limits, log, context_tokens=CONTEXT_TOKENS, steps_under_way_max=self._steps_under_way_max
         )
