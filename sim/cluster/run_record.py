@@ -51,9 +51,24 @@ class RunRecord:
             return "a request had its first token before its first step, or ended before it"
         if self.over_bytes_max > 0:
             return f"a device held {self.over_bytes_max} bytes more than it has"
-        made = float(requests["made"].astype(np.int64).sum())
-        if self.served_tokens < made * (1 - 1e-6) - 1:
+        return self._unconserved()
+
+    def _unconserved(self) -> str:
+        """Which work was computed that nobody asked for, or delivered without having been computed; "" where none was."""
+        requests = self.requests
+        made, again = float(requests["made"].astype(np.int64).sum()), int(requests["preempted"].sum())
+        near = made * 1e-6 + 1
+        if not made - near <= self.served_tokens <= made + again + near:  # a preempted request loses less than a token
             return f"{made:.0f} tokens were delivered, {self.served_tokens:.0f} were computed"
+        done = requests[requests["phase"] == DONE]
+        asked = float(done["prompt"].astype(np.int64).sum())
+        near = asked * 1e-6 + 1
+        if self.prompt_tokens < asked - near:
+            return f"prompts of {asked:.0f} tokens were answered, {self.prompt_tokens:.0f} were computed"
+        if not again and len(done) == len(requests) and self.prompt_tokens > asked + near:
+            return (
+                f"prompts had {asked:.0f} tokens, {self.prompt_tokens:.0f} were computed though nothing was preempted"
+            )
         return ""
 
     def counts(self) -> dict[str, int]:
