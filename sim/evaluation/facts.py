@@ -71,6 +71,8 @@ def _bar(found: Bar) -> Values:
         "ratio": _ends(found.ratio),
         "least": found.least,
         "verdict": found.verdict,
+        "attainment": list(found.attainment),
+        "at_enough": _ends(found.at_enough),
     }
 
 

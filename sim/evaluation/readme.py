@@ -109,8 +109,26 @@ def _value(ends: Values | None, measure: Measure, *, bare: bool = False) -> str:
 
 
 def _bars(bars: Sequence[Values]) -> str:
-    rows = [[each["place"], _change(each["ratio"]), _needed(each["least"]), VERDICTS[each["verdict"]]] for each in bars]
-    return _table(["load and map", "goodput per GPU, ours", "bar", "reached"], rows)
+    rows = [
+        [
+            each["place"],
+            _change(each["ratio"]),
+            _needed(each["least"]),
+            VERDICTS[each["verdict"]],
+            " / ".join(ATTAINMENT.text(value) for value in each["attainment"]),
+            "-" if each["at_enough"] is None else _change(each["at_enough"]),
+        ]
+        for each in bars
+    ]
+    heads = [
+        "load and map",
+        "goodput per GPU, ours",
+        "bar",
+        "reached",
+        "in time, ours / static, %",
+        "against the cheapest with 99 %",
+    ]
+    return _table(heads, rows)
 
 
 def _needed(least: float) -> str:

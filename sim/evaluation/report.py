@@ -108,12 +108,25 @@ def _bars(places: Sequence[Place]) -> str:
         name = f'<span class="{found.verdict}">{found.verdict}</span>'
         need = "ahead" if found.least == 1.0 else f"at most {1 - found.least:.0%} behind"
         best = found.place.row(BEST_STATIC)
-        rows.append([escape(found.place.title), escape(title(best) if best else ""), percent(found.ratio), need, name])
+        in_time = " / ".join(ATTAINMENT.text(value) for value in found.attainment)
+        enough = "none did" if found.at_enough is None else percent(found.at_enough)
+        where = escape(found.place.title), escape(title(best) if best else "")
+        rows.append([*where, percent(found.ratio), need, name, in_time, enough])
     words = (
         "<p>Goodput per GPU held, ours against whichever static depth and count turned out best for that load when all had "
-        "been tried. Where bursts are many ours has to be ahead; where they are few it may be two per cent behind.</p>"
+        "been tried. Where bursts are many ours has to be ahead; where they are few it may be two per cent behind. The most "
+        "goodput per GPU may come from few GPUs that serve many requests late, hence the last two columns.</p>"
     )
-    return words + words_table(["where", "best static", "ours has", "bar", ""], rows)
+    heads = [
+        "where",
+        "best static",
+        "ours has",
+        "bar",
+        "",
+        "in time, ours / best static, %",
+        "against the cheapest static with 99 %",
+    ]
+    return words + words_table(heads, rows)
 
 
 def _headlines(places: Sequence[Place], main: Sequence[Place]) -> str:
