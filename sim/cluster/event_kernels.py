@@ -6,8 +6,9 @@ So a request admitted at cycle c has its first token at cycle c + chunks and its
 clock will say then: a replica's heap is ordered by cycles and never re-ordered when its speed changes, and an event costs
 O(log requests + log replicas) however many run. What this leaves out:
 
-- all steps of one cycle take what the slowest takes, since they cannot overtake each other; a request that is admitted while
-  others run waits ``join_wait`` of the time between two steps (half, by default) for the next to begin;
+- all steps of one cycle take what the slowest takes, since they cannot overtake each other, and begin one after the other, evenly;
+  a request that is admitted while others run waits for the next to begin (where ``join_wait`` is 0, for none: closed forms know no
+  steps), and slows none before;
 - context grows evenly within a cycle, prompts reserve their KV whole, and pages are counted as tokens and half a page a request;
 - prompts fill the steps of a cycle as if these were one budget, the oldest first.
 

@@ -24,6 +24,8 @@ PAGE = 16.0
 """Tokens of a KV page (`runtime.interface.BLOCK_TOKENS`)."""
 SAME_CYCLE = 1e-7
 """Cycles that are one moment: sums of floats differ by less."""
+JOINS_AFTER = 1e-6
+"""Cycles by which requests that join a step come after those that leave the one before."""
 EXPECTED_MOST = np.array([0.0, 0.0, *(NormalDist().inv_cdf((n - 0.375) / (n + 0.25)) for n in range(2, 65))])
 """The expected largest of so many standard normal values (Blom's approximation)."""
 CLOCK_ULP = 1e-15
@@ -67,7 +69,11 @@ def cycle_seconds(
     if prefilling > 0:
         mixed = min(steps, prefilling)
         tokens = rows + max(prefill_largest, prefill_tokens / mixed)
-        full = _step(times, tokens) + attention + prefill_square_s / mixed
+        full = _step(times, tokens)
+        if steps > 1:  # a step is crowded while others compute, which shorter ones do for less than its time
+            crowd = ((mixed - 1) * full + (steps - mixed) * min(plain, full)) / ((steps - 1) * full)
+            full = crowd * full + (1.0 - crowd) * _step(table[0], tokens)
+        full += attention + prefill_square_s / mixed
         slowest = max(slowest, full)
     through = slowest * speed_sum + hop_s + hop_token_s * tokens
     mean = plain if mixed == 0 else _step(times, rows + prefill_tokens / mixed) + attention + prefill_square_s / mixed
@@ -118,7 +124,7 @@ def cycle_now(state: ClusterState, replica: Any, model: Any) -> float:
         replica.context - replica.prefill_context,
         replica.squares,
         replica.prefill_tokens,
-        math.sqrt(replica.prefill_fourths / replica.prefill_squares) if replica.prefilling > 0 else 0.0,
+        math.sqrt(replica.prefill_fourths / replica.prefill_squares) if replica.prefill_squares > 0 else 0.0,
         replica.prefill_square_s,
     )
 
@@ -146,15 +152,35 @@ def admit(state: ClusterState, slot: int, request: int, now_s: float, join_wait:
     if math.isnan(record.begun_s):
         record.begun_s = now_s
     record.phase, record.context, record.left = PREFILLS, context, context
-    before_s = 1.0 / replica.rate if running > 0 and replica.rate > 0.0 else 0.0
     replica.prefilling += 1
     replica.context += context
     replica.prefill_context += context
-    cycles = _chunk(replica, record, model)
-    # It waits for the next step to begin while steps are still as they were.
-    join = join_wait * before_s / (min(max(running, 1), replica.stages) * cycle_now(state, replica, model))
-    push(state.heap_due[slot], state.heap_id[slot], running, replica.cycle + cycles + join, request)
+    if running == 0:
+        replica.cycle = math.ceil(replica.cycle)
+    wait = _wait_for_step(replica, running, join_wait) if join_wait > 0.0 and replica.rate > 0.0 else 0.0
+    if wait > 0.0:  # the steps under way go on as they are until then
+        record.chunk, record.short = 0.0, 0
+        push(state.heap_due[slot], state.heap_id[slot], running, replica.cycle + wait + JOINS_AFTER, request)
+    else:
+        push(
+            state.heap_due[slot], state.heap_id[slot], running, replica.cycle + _chunk(replica, record, model), request
+        )
     return True
+
+
+@_inlined
+def _wait_for_step(replica: Any, running: int, join_wait: float) -> float:
+    """Cycles until the next step begins, that a request gets into which is admitted now.
+
+    Where all steps are under way they begin one after the other, evenly. Else one begins at once, unless the first stage is busy,
+    and then after ``join_wait`` of its time.
+    """
+    if running == 0:
+        return 0.0
+    if running < replica.stages:
+        return join_wait * running / (replica.stages * replica.stages)
+    steps = replica.cycle * replica.stages
+    return (math.ceil(steps - SAME_CYCLE) - steps) / replica.stages
 
 
 @_inlined

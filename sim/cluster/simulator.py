@@ -32,7 +32,7 @@ from .workload import Workload, WorkloadError
 SETTLE_S_MAX = 3600.0
 """How long after the last arrival a run goes on while requests are left."""
 JOIN_WAIT = 0.5
-"""Of the time between two steps of a busy replica, how much a request that is admitted waits for the next: half, on average."""
+"""Of the time for which a first stage is busy, how much a request that is admitted waits for it: half, on average."""
 _DISPATCH = {"least-work": LEAST_WORK, "shortest-queue": SHORTEST_QUEUE, "central": CENTRAL}
 
 
