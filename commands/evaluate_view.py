@@ -33,8 +33,9 @@ def show(places: Sequence[Place], about: About, folder: Path | None) -> None:
         need = "ahead" if found.least == 1.0 else f"at most {1 - found.least:.0%} behind"
         verdict = f"[{COLOURS[found.verdict]}]{found.verdict}[/]"
         _say(f"  {found.place.title}: {percent(found.ratio)}; needed {need}: {verdict}")
+    beside = f" (the simulator's error: {about.error or 'not measured'})"
     for headline in headlines(places):
-        _say(f"  {headline.claim}: the paper {headline.papers}; here {headline.ours}")
+        _say(f"  {headline.claim}: the paper {headline.papers}; here {headline.ours}{beside}")
     _show_weather(places)
     lost = [sentence for place in places for sentence in losses(place)]
     out.print(f"[bold]Where we lose[/]: {_count(len(lost), 'comparison')}", highlight=False)

@@ -30,6 +30,7 @@ def facts_of(places: Sequence[Place], about: About, flaws: Sequence[str]) -> Val
         "runs": about.runs,
         "seconds": round(about.took_s, 1),
         "code": about.code,
+        "error": about.error,
         "flaws": list(flaws),
         "places": [_place(place) for place in places],
         "main": [place.title for place in main_places(places)],

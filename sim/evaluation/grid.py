@@ -101,7 +101,7 @@ def _models() -> list[Part]:
     """The paper's other models, each alone on the cluster."""
     systems = (*CORE, *statics_of(PROVISIONS, STATIC_SMALL))
     return [
-        Part(gamma(model, cv, QUARTER_S), PAPER_MAP, systems, SEEDS)
+        Part(gamma(model, cv, HALF_HOUR_S), PAPER_MAP, systems, SEEDS)
         for model in ("llama-2-7b", "bert-21b", "whisper-9b")
         for cv in CVS
     ]

@@ -24,7 +24,7 @@ class NoBlockError(ValueError):
 def summary_of(facts: Values) -> dict[str, Any]:
     """Of an evaluation's facts only what the block is made from."""
     main = [place for place in facts["places"] if place["title"] in facts["main"]]
-    kept = ("command", "runs", "code", "bars", "headlines")
+    kept = ("command", "runs", "code", "error", "bars", "headlines")
     return {
         **{name: facts[name] for name in kept},
         "places": [
@@ -57,9 +57,14 @@ def block_of(summary: Values) -> str:
     held = sum(each["verdict"] == "holds" for each in summary["bars"])
     total = len(summary["bars"])
     bars = f"Against the best static depth chosen with hindsight, our bar holds in {held} of {total} places:"
+    error = (
+        f"the simulator's measured error: {summary['error']}"
+        if summary["error"]
+        else "the simulator's error is not measured"
+    )
     parts = [
         *(BEGIN, words, _systems(places), bars, _bars(summary["bars"])),
-        *("The paper's claims, redone:", _headlines(summary["headlines"]), END),
+        *(f"The paper's claims, redone ({error}):", _headlines(summary["headlines"]), END),
     ]
     return "\n\n".join(parts)
 

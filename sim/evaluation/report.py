@@ -15,7 +15,19 @@ from ..systems.catalogue import SYSTEMS
 from .cells import CALM
 from .findings import OURS, bars, cause, effects, losses, main_places, percent, title
 from .headlines import headlines
-from .measures import ATTAINMENT, E2E_MEAN, GOODPUT, LOST, MEASURES, REFUSED, REPLACED, STALL, STALLED, Measure
+from .measures import (
+    ALLOCATION,
+    ATTAINMENT,
+    E2E_MEAN,
+    GOODPUT,
+    LOST,
+    MEASURES,
+    REFUSED,
+    REPLACED,
+    STALL,
+    STALLED,
+    Measure,
+)
 from .page import figure, items, numbers_table, page, words_table
 from .resilience import Through, troubled
 from .results import BEST_STATIC, Place, Row
@@ -33,13 +45,19 @@ Picture = Callable[[], str | None]
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """What the report says of itself: how it was made, and from which code. ``fresh`` of its runs took ``took_s``."""
+    """What the report says of itself: how it was made, and from which code. ``fresh`` of its runs took ``took_s``.
+
+    ``error`` says in a clause how far the simulator was found from the real runtime ("p50 within 4 %, ..."), "" where that was
+    not measured; ``fidelity`` is the HTML that shows it in full.
+    """
 
     command: str
     runs: int
     fresh: int
     took_s: float
     code: str
+    error: str = ""
+    fidelity: str = ""
 
     @property
     def words(self) -> str:
@@ -48,8 +66,8 @@ class About:
         return f"{self.runs} runs{there} in {self.took_s:.0f} s"
 
 
-def report_html(places: Sequence[Place], about: About, fidelity: str = "") -> str:
-    """The whole page. ``fidelity`` is HTML that says how far the simulator was found from the real thing, if it was measured."""
+def report_html(places: Sequence[Place], about: About) -> str:
+    """The whole page."""
     main, numbers = main_places(places), count(1)
 
     def shown(draw: Picture, words: str) -> str:
@@ -61,13 +79,13 @@ def report_html(places: Sequence[Place], about: About, fidelity: str = "") -> st
         [
             ("picture", "In one picture", _picture(places, shown)),
             ("bars", "Against the best static depth with hindsight", _bars(places)),
-            ("headlines", "The paper's headlines, redone", _headlines(places, main)),
+            ("headlines", "The paper's headlines, redone", _headlines(places, main, about.error)),
             ("burstiness", "From steady to bursty", _by_variation(main, shown)),
             ("parts", "What each part is worth", _parts(places, shown)),
             ("weather", "When things go wrong", _weather(places)),
             ("losses", "Where we lose, and why", _losses(places)),
             ("tables", "All systems", "".join(map(_table, places))),
-            ("fidelity", "How far the simulator can be trusted", fidelity or f"<p>{escape(NO_FIDELITY)}</p>"),
+            ("fidelity", "How far the simulator can be trusted", about.fidelity or f"<p>{escape(NO_FIDELITY)}</p>"),
             ("method", "Method, and what was simplified", _method(places, about)),
             ("systems", "The systems", _systems()),
         ],
@@ -129,12 +147,16 @@ def _bars(places: Sequence[Place]) -> str:
     return words + words_table(heads, rows)
 
 
-def _headlines(places: Sequence[Place], main: Sequence[Place]) -> str:
-    rows = [[escape(each.claim), escape(each.papers), escape(each.ours)] for each in headlines(places)]
+def _headlines(places: Sequence[Place], main: Sequence[Place], error: str) -> str:
+    beside = escape(error or "not measured")
+    rows = [[escape(each.claim), escape(each.papers), escape(each.ours), beside] for each in headlines(places)]
     if not rows:
         return "<p>The paper's loads were not among these runs.</p>"
     reasons = items(f"{place.load.words}: {cause(place)}" for place in main)
-    return words_table(["claim", "the paper", "here"], rows) + f"<p>What the distances are made of:</p>{reasons}"
+    return (
+        words_table(["claim", "the paper", "here", "the simulator's error"], rows)
+        + f"<p>What the distances are made of:</p>{reasons}"
+    )
 
 
 def _by_variation(main: Sequence[Place], shown: Callable[[Picture, str], str]) -> str:
@@ -191,7 +213,8 @@ def _weather(places: Sequence[Place]) -> str:
         ),
         *("stalled<br><small>calm, %</small>", "stalled<br><small>now, %</small>"),
         *("recovery<br><small>calm, ms</small>", "recovery<br><small>now, ms</small>"),
-        *("replicas<br><small>lost</small>", "replaced<br><small>after, s</small>", "plans<br><small>refused</small>"),
+        *("replicas<br><small>lost</small>", "replaced<br><small>after, s</small>"),
+        *("allocation<br><small>s</small>", "plans<br><small>refused</small>"),
     ]
     return "".join(
         f"<h3>{escape(place.title)}</h3><p>{escape(WEATHERS[place.weather].means.capitalize())}.</p>"
@@ -210,7 +233,8 @@ def _through(each: Through) -> list[str]:
         goodput,
         *(_value(found, STALLED) for found in each.stalled),
         *(_value(found, STALL) for found in each.recovery_s),
-        *(_value(each.lost, LOST), _value(each.replaced_s, REPLACED), _value(each.refused[1], REFUSED)),
+        *(_value(each.lost, LOST), _value(each.replaced_s, REPLACED)),
+        *(_value(each.allocation_s, ALLOCATION), _value(each.refused, REFUSED)),
     ]
 
 

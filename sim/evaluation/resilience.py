@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .measures import ATTAINMENT, GOODPUT, LOST, REFUSED, REPLACED, STALL, STALLED
+from .measures import ALLOCATION, ATTAINMENT, GOODPUT, LOST, REFUSED, REPLACED, STALL, STALLED
 from .results import Place, Row, calm_one
 from .statistics import Interval
 
@@ -17,7 +17,8 @@ from .statistics import Interval
 class Through:
     """One system in bad weather. Pairs are (calm, bad); ``goodput`` is bad over calm, seed by seed.
 
-    ``stalled`` are shares of responses, ``recovery_s`` the median stall, ``lost`` and ``refused`` counts for each run.
+    ``stalled`` are shares of responses, ``recovery_s`` the median stall. What has no pair is of the bad weather alone: replicas
+    lost and plans refused for each run, and the median waits for another replica and for devices.
     """
 
     row: Row
@@ -27,7 +28,8 @@ class Through:
     recovery_s: tuple[Interval | None, Interval | None]
     lost: Interval | None
     replaced_s: Interval | None
-    refused: tuple[Interval | None, Interval | None]
+    allocation_s: Interval | None
+    refused: Interval | None
 
 
 def troubled(places: Sequence[Place]) -> list[tuple[Place, list[Through]]]:
@@ -56,7 +58,8 @@ def through(bad: Place, calm: Place) -> list[Through]:
                 recovery_s=(before.interval(STALL), row.interval(STALL)),
                 lost=row.interval(LOST),
                 replaced_s=row.interval(REPLACED),
-                refused=(before.interval(REFUSED), row.interval(REFUSED)),
+                allocation_s=row.interval(ALLOCATION),
+                refused=row.interval(REFUSED),
             )
         )
     return found

@@ -21,7 +21,7 @@ Each model is evaluated alone on its cluster, as one daemon serves one model: a 
 left for KV, so that two models would divide devices and not share them, and what MuxServe and AlpaServe gain by sharing is not
 measured.
 
-The largest model is served for two hours, the others for a quarter of an hour each.
+The largest model is served for two hours, the others for half an hour, and for a quarter of an hour on the large maps.
 
 Embeddings are prompts of the trace's lengths with one pass through the model. A transcription is half a minute of sound: 1500
 frames in, at most 224 tokens out, as many as the trace's answer has; the encoder's frames are taken for a prompt.
