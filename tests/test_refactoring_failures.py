@@ -1,10 +1,12 @@
 """kill -9 of each process in each phase of a change, with real processes: every stream ends with its undisturbed text."""
 
+import errno
 import os
 import signal
 
 import flexpipe
 import pytest
+import slow_disk_server
 from flexpipe.client_errors import RefactorAbortedError, RefactorError, RefactorRecoveredError
 from served import parent_of, served, wait_gone
 from text_streams import text_streams
@@ -95,8 +97,7 @@ def place(phase):
 
 def phase_of_death(server, pid):
     """The phase in which the daemon saw the process end, "" where no change was under way."""
-    worker = next(worker for worker, its_pid in server.spawned().items() if its_pid == pid)
-    phase = ""
+    worker, phase = worker_of(server, pid), ""
     for event in server.events("change_phase", "change_ended", "worker_exited", "worker_lost"):
         match event["event"]:
             case "change_phase":
@@ -141,6 +142,66 @@ def test_a_kill_in_any_phase_costs_no_stream_a_token(server, undisturbed, phase,
         record_property(f"{participant} died in", died_in)
         print(phase, participant, "died in", died_in or "no phase", "->", type(error).__name__)
         check_outcome(server, error, died_in, participant, before)
+    assert server.events("pipeline_down") == []
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A named pipe: a decision that waits for it is written once it was opened for writing."""
+    path = tmp_path / "disk"
+    os.mkfifo(path)
+    return path
+
+
+@pytest.fixture
+def server_on_slow_disk(checkpoint, disk, tmp_path):
+    program = slow_disk_server.PROGRAM, str(disk)
+    with served(checkpoint, *OPTIONS, log_folder=tmp_path, program=program) as running:
+        yield running
+        let_waiting_decision_be_written(disk)  # after a failure, or the server could not end
+
+
+def let_waiting_decision_be_written(disk):
+    try:
+        os.close(os.open(disk, os.O_WRONLY | os.O_NONBLOCK))
+    except OSError as error:
+        if error.errno != errno.ENXIO:  # none waits
+            raise
+
+
+def refactor_and_kill_while_the_disk_writes(server, disk, participant):
+    """Begin the move, kill while its decision is on its way to the disk, let it get there once the death was seen."""
+    before = server.status()["stages"]
+    killed = []
+
+    def kill(progress):
+        if progress.phase == "commit" and not killed:
+            killed.append(victim_of(server, participant, before))
+            os.kill(killed[0], signal.SIGKILL)
+            server.wait_event("worker_exited", worker=worker_of(server, killed[0]))
+            disk.write_bytes(b"")
+
+    return refactor(server, kill), killed[0]
+
+
+def worker_of(server, pid):
+    return next(worker for worker, its_pid in server.spawned().items() if its_pid == pid)
+
+
+def test_a_kill_while_the_decision_is_written_costs_no_stream_a_token(server_on_slow_disk, disk, undisturbed):
+    server = server_on_slow_disk
+    for participant in PARTICIPANTS:
+        before = server.status()["stages"]
+        with text_streams(server.url, REQUESTS) as streams:
+            streams.wait_flowing()
+            error, pid = refactor_and_kill_while_the_disk_writes(server, disk, participant)
+            assert streams.flowing() == len(REQUESTS)
+            assert streams.texts() == undisturbed
+        assert isinstance(error, RefactorRecoveredError)  # the decision got to the disk, so that it stands
+        server.wait_ready()
+        server.wait_no_worker_left()
+        assert phase_of_death(server, pid) == "commit"
+        check_outcome(server, error, "commit", participant, before)
     assert server.events("pipeline_down") == []
 
 

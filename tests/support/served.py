@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -62,6 +63,12 @@ class Served:
         events = [json.loads(line) for line in lines]
         return [event for event in events if not names or event["event"] in names]
 
+    def wait_event(self, name, **fields):
+        """Wait until the daemon's log has an event ``name`` with these fields."""
+        deadline_s = time.monotonic() + END_S_MAX
+        while not any(fields.items() <= event.items() for event in self.events(name)):
+            assert time.monotonic() < deadline_s, f"{name} was not logged"
+
     def spawned(self):
         """Worker → pid, of every worker there ever was."""
         return {event["worker"]: event["pid"] for event in self.events("worker_spawned")}
@@ -111,9 +118,9 @@ def wait_gone(pid):
 
 
 @contextmanager
-def served(model, *options, log_folder: Path):
-    """Serve ``model`` on a free port; end it afterwards in any case."""
-    command = [sys.executable, "-m", "flexpipe.cli", "serve", str(model), "--port", "0", "--log-dir", str(log_folder)]
+def served(model, *options, log_folder: Path, program=("-m", "flexpipe.cli")):
+    """Serve ``model`` on a free port; end it afterwards in any case. ``program`` is what Python runs."""
+    command = [sys.executable, *program, "serve", str(model), "--port", "0", "--log-dir", str(log_folder)]
     process = subprocess.Popen(
         [*command, *options], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
