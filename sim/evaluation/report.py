@@ -15,26 +15,12 @@ from ..systems.catalogue import SYSTEMS
 from .cells import CALM
 from .findings import OURS, bars, cause, effects, losses, main_places, percent, title
 from .headlines import headlines
-from .measures import (
-    ALLOCATION,
-    ATTAINMENT,
-    E2E_MEAN,
-    GOODPUT,
-    LOST,
-    MEASURES,
-    REFUSED,
-    REPLACED,
-    STALL,
-    STALLED,
-    Measure,
-)
-from .page import figure, items, numbers_table, page, words_table
-from .resilience import Through, troubled
-from .results import BEST_STATIC, Place, Row
+from .measures import ATTAINMENT, E2E_MEAN, GOODPUT, MEASURES
+from .page import figure, items, page, words_table
+from .report_tables import place_table, weather_section
+from .results import BEST_STATIC, Place
 from .setup import MODELS
 from .simplified import NO_FIDELITY, SIMPLIFIED
-from .statistics import Interval
-from .weather import WEATHERS
 
 LEAD = (
     "Serving systems compared in a simulated cluster, with the policies that the product runs. Each number is a mean over seeds "
@@ -82,9 +68,9 @@ def report_html(places: Sequence[Place], about: About) -> str:
             ("headlines", "The paper's headlines, redone", _headlines(places, main, about.error)),
             ("burstiness", "From steady to bursty", _by_variation(main, shown)),
             ("parts", "What each part is worth", _parts(places, shown)),
-            ("weather", "When things go wrong", _weather(places)),
+            ("weather", "When things go wrong", weather_section(places)),
             ("losses", "Where we lose, and why", _losses(places)),
-            ("tables", "All systems", "".join(map(_table, places))),
+            ("tables", "All systems", "".join(map(place_table, places))),
             ("fidelity", "How far the simulator can be trusted", about.fidelity or f"<p>{escape(NO_FIDELITY)}</p>"),
             ("method", "Method, and what was simplified", _method(places, about)),
             ("systems", "The systems", _systems()),
@@ -200,44 +186,6 @@ def _parts(places: Sequence[Place], shown: Callable[[Picture, str], str]) -> str
     return "".join(found)
 
 
-def _weather(places: Sequence[Place]) -> str:
-    found = troubled(places)
-    if not found:
-        return "<p>These runs were all in calm weather.</p>"
-    heads = [
-        "system",
-        *(
-            "in time<br><small>calm, %</small>",
-            "in time<br><small>now, %</small>",
-            "goodput<br><small>now / calm</small>",
-        ),
-        *("stalled<br><small>calm, %</small>", "stalled<br><small>now, %</small>"),
-        *("recovery<br><small>calm, ms</small>", "recovery<br><small>now, ms</small>"),
-        *("replicas<br><small>lost</small>", "replaced<br><small>after, s</small>"),
-        *("allocation<br><small>s</small>", "plans<br><small>refused</small>"),
-    ]
-    return "".join(
-        f"<h3>{escape(place.title)}</h3><p>{escape(WEATHERS[place.weather].means.capitalize())}.</p>"
-        + numbers_table(heads, [(_kind(each.row), _through(each)) for each in systems])
-        for place, systems in found
-    )
-
-
-def _through(each: Through) -> list[str]:
-    goodput = (
-        "-" if each.goodput is None else f"{each.goodput.mean:.3f}{_half(f'{each.goodput.half:.3f}', each.goodput)}"
-    )
-    return [
-        escape(title(each.row)),
-        *(_value(found, ATTAINMENT) for found in each.attainment),
-        goodput,
-        *(_value(found, STALLED) for found in each.stalled),
-        *(_value(found, STALL) for found in each.recovery_s),
-        *(_value(each.lost, LOST), _value(each.replaced_s, REPLACED)),
-        *(_value(each.allocation_s, ALLOCATION), _value(each.refused, REFUSED)),
-    ]
-
-
 def _losses(places: Sequence[Place]) -> str:
     missed = [each for each in bars(places) if each.verdict != "holds"]
     found = [
@@ -256,37 +204,6 @@ def _losses(places: Sequence[Place]) -> str:
                 f"<details><summary>{escape(summary)}</summary>{items(sentences)}<p>{escape(cause(place))}</p></details>"
             )
     return "".join(found) or "<p>Nowhere in these runs.</p>"
-
-
-def _table(place: Place) -> str:
-    heads = ["system", *map(_head, MEASURES)]
-    rows = [
-        (_kind(row), [escape(title(row)), *(_value(row.interval(measure), measure) for measure in MEASURES)])
-        for row in place.rows()
-    ]
-    seeds = "1 seed" if place.seeds == 1 else f"{place.seeds} seeds"
-    promised = MODELS[place.load.model].deadlines
-    slo = f"first token within {promised.ttft_s:g} s, {1000 * promised.tpot_s:g} ms a token"
-    return f"<h3>{escape(place.title)}</h3><small>{seeds}; in time: {slo}</small>{numbers_table(heads, rows)}"
-
-
-def _value(found: Interval | None, measure: Measure) -> str:
-    return "-" if found is None else measure.text(found.mean) + _half(measure.text(found.half), found)
-
-
-def _half(text: str, found: Interval) -> str:
-    return f" <small>±{text}</small>" if found.count > 1 else ""
-
-
-def _head(measure: Measure) -> str:
-    unit = f"<br><small>{escape(measure.unit)}</small>" if measure.unit else ""
-    return f'<span title="{escape(measure.means)}">{escape(measure.title)}</span>{unit}'
-
-
-def _kind(row: Row) -> str:
-    if row.name == OURS:
-        return "ours"
-    return SYSTEMS[row.name].kind if row.name in SYSTEMS else "control"
 
 
 def _method(places: Sequence[Place], about: About) -> str:
