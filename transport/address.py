@@ -1,10 +1,11 @@
 """Addresses of links: text in, typed address out, with errors that name what to mend.
 
-Owns the three schemes ("ipc:///path", "tcp://host:port", "memory://name") and their limits. Knows no socket.
+Owns the three schemes ("ipc:///path", "tcp://host:port", "memory://name"), the names of nodes and their limits. Knows no socket.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -14,6 +15,10 @@ IPC_PATH_BYTES_MAX = 107
 """``sun_path`` of a Unix socket holds 108 bytes, the closing NUL included (unix(7))."""
 
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "::1", "localhost"})
+
+
+NODE_NAME = re.compile(r"[a-z0-9-]{1,63}")
+"""Names of nodes: a label of a host name."""
 
 
 class AddressError(TransportError, ValueError):
@@ -32,13 +37,22 @@ class IpcAddress:
 
 @dataclass(frozen=True, slots=True)
 class TcpAddress:
-    """A host (name, IPv4, or IPv6 without brackets) and a port in 1..65535."""
+    """A host (name, IPv4, or IPv6 without brackets) and a port in 1..65535.
+
+    ``node`` is whose key must be there ("tcp://n2@10.0.0.2:7700"), "" where the address does not say.
+    """
 
     host: str
     port: int
+    node: str = ""
 
     def __str__(self) -> str:
-        return f"tcp://[{self.host}]:{self.port}" if ":" in self.host else f"tcp://{self.host}:{self.port}"
+        return f"tcp://{self.node}@{self.place}" if self.node else f"tcp://{self.place}"
+
+    @property
+    def place(self) -> str:
+        """Host and port."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     @property
     def is_loopback(self) -> bool:
@@ -93,12 +107,16 @@ def _ipc(text: str, path: str) -> IpcAddress:
 def _tcp(text: str) -> TcpAddress:
     try:
         url = urlsplit(text)
-        host, port = url.hostname, url.port
+        host, port, node = url.hostname, url.port, url.username
     except ValueError as error:
         raise AddressError(f"address {text!r} is not tcp://host:port: {error}") from error
-    if not host or not port or url.path or url.query or url.fragment or url.username is not None:
+    if not host or not port or url.path or url.query or url.fragment or url.password is not None:
         raise AddressError(f"address {text!r} is not tcp://host:port with a port in 1..65535")
-    return TcpAddress(host, port)
+    if node is not None and not NODE_NAME.fullmatch(node):
+        raise AddressError(
+            f"address {text!r} names the node {node!r}: small letters, digits and dashes, 1 to 63 of them"
+        )
+    return TcpAddress(host, port, node or "")
 
 
 def _memory(text: str, name: str) -> MemoryAddress:

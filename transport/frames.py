@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
-from .interface import Buffer, FrameError
+from .interface import PURPOSE_BYTES_MAX, Buffer, FrameError
 
 FRAME_VERSION = 1
 SEPARATE_BYTES_MIN = 32 * 1024
@@ -57,12 +57,13 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """The one part of a HELLO frame: who this end is and what bounds it brings."""
+    """The one part of a HELLO frame: who this end is, what bounds it brings, and what it tells a listener that it wants."""
 
     session: int
     credit_messages: int
     message_bytes_max: int
     heartbeat_interval_s: float
+    purpose: str = ""
 
 
 def encode_frame(kind: FrameKind, sequence: int, consumed: int, parts: Sequence[Buffer] = ()) -> list[Buffer]:
@@ -143,15 +144,35 @@ def _parts(segments: Sequence[memoryview], count: int, message_bytes_max: int) -
 
 
 def encode_hello(hello: Hello) -> bytes:
-    """The part of a HELLO frame."""
-    return _HELLO.pack(hello.session, hello.credit_messages, hello.message_bytes_max, hello.heartbeat_interval_s)
+    """The part of a HELLO frame: the numbers, then the purpose to its end."""
+    numbers = _HELLO.pack(hello.session, hello.credit_messages, hello.message_bytes_max, hello.heartbeat_interval_s)
+    return numbers + hello.purpose.encode("ascii")
+
+
+def is_purpose(text: str) -> bool:
+    """Whether a hello may carry it: printable ASCII of bounded length."""
+    return len(text) <= PURPOSE_BYTES_MAX and text.isascii() and text.isprintable()
+
+
+def check_purpose(purpose: str, seal: bytes) -> None:
+    """Raise `ValueError` where a link to a listener cannot be made with these: a fault of the caller."""
+    if not is_purpose(purpose):
+        raise ValueError(
+            f"the purpose {purpose[:64]!r} is not printable ASCII of at most {PURPOSE_BYTES_MAX} characters"
+        )
+    if seal:
+        raise ValueError("a seal is for a link of two ends; a listener knows its peers by their keys")
 
 
 def decode_hello(frame: Frame) -> Hello:
     """Read a HELLO frame's part. Raises `FrameError`."""
-    if len(frame.parts) != 1 or len(frame.parts[0]) != _HELLO.size:
+    if len(frame.parts) != 1 or not _HELLO.size <= len(frame.parts[0]) <= _HELLO.size + PURPOSE_BYTES_MAX:
         raise FrameError("the hello frame does not have the size of a hello")
-    hello = Hello(*_HELLO.unpack(frame.parts[0]))
+    part = frame.parts[0]
+    purpose = bytes(part[_HELLO.size :]).decode("latin-1")
+    if not is_purpose(purpose):
+        raise FrameError("the hello frame brings a purpose that is not printable ASCII")
+    hello = Hello(*_HELLO.unpack_from(part), purpose)
     if not (hello.credit_messages > 0 and hello.message_bytes_max > 0 and hello.heartbeat_interval_s > 0):
         raise FrameError(f"the hello frame brings impossible limits: {hello}")
     return hello

@@ -1,8 +1,9 @@
 """What every transport offers: ordered, bounded links between two ends. It never knows what a model is.
 
 A *link* joins exactly two ends, one of which binds and the other connects; each pair of actors has one link per purpose
-(control, activations). One task may send while another receives. Two implementations pass the same contract tests:
-`zmq_link` (ZeroMQ DEALER pairs) and `memory` (in one process, with seeded faults, used by the simulator).
+(control, activations). A *listener* is for peers that nobody counted beforehand: each that connects to it gets a link of its own.
+One task may send while another receives. Two implementations pass the same contract tests: ZeroMQ (`zmq_transport`) and
+`memory` (in one process, with seeded faults, used by the simulator).
 """
 
 from __future__ import annotations
@@ -93,13 +94,63 @@ class Link(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class AcceptedLink:
+    """A link that somebody made to a `Listener`.
+
+    ``peer`` is the node whose key the other end proved to have, "" where there are no keys. ``purpose`` is what it says the link
+    is for: nothing is proved by it.
+    """
+
+    link: Link
+    peer: str
+    purpose: str
+
+
+PURPOSE_BYTES_MAX = 128
+"""A purpose is a word or two of printable ASCII for whoever accepts: "node", "worker:0:3"."""
+SEAL_BYTES = 32
+"""The size of the secret that seals a link."""
+
+
+class Listener(Protocol):
+    """One address to which any number of peers connect, each with a `Link` of its own."""
+
+    @property
+    def address(self) -> str:
+        """Where it listens."""
+        ...
+
+    async def accept(self) -> AcceptedLink:
+        """The next link whose peer has said hello. Raises `LinkClosedError` after `aclose`."""
+        ...
+
+    async def aclose(self) -> None:
+        """Accept nobody any more. Links that were accepted live on. Idempotent."""
+        ...
+
+
 class Transport(Protocol):
     """Makes links by address. An async context manager owns their background tasks."""
 
-    async def bind(self, address: str, *, name: str, limits: LinkLimits = DEFAULT_LINK_LIMITS) -> Link:
-        """Be the binding end at ``address`` ("ipc:///run/dir/x", "tcp://127.0.0.1:7700"); returns before a peer came."""
+    async def bind(
+        self, address: str, *, name: str, limits: LinkLimits = DEFAULT_LINK_LIMITS, seal: bytes = b""
+    ) -> Link:
+        """Be the binding end at ``address`` ("ipc:///run/dir/x", "tcp://127.0.0.1:7700"); returns before a peer came.
+
+        With a ``seal``, a key of 32 bytes that the two ends share, every frame is encrypted and proved under it.
+        """
         ...
 
-    async def connect(self, address: str, *, name: str, limits: LinkLimits = DEFAULT_LINK_LIMITS) -> Link:
-        """Be the connecting end; returns before the other end exists."""
+    async def connect(
+        self, address: str, *, name: str, limits: LinkLimits = DEFAULT_LINK_LIMITS, purpose: str = "", seal: bytes = b""
+    ) -> Link:
+        """Be the connecting end; returns before the other end exists.
+
+        With a ``purpose`` the other end is a `Listener`, else one that binds, with the same ``seal``.
+        """
+        ...
+
+    async def listen(self, address: str, *, name: str, limits: LinkLimits = DEFAULT_LINK_LIMITS) -> Listener:
+        """Let any number of peers connect to ``address``, where ``limits`` hold for each link. They may have come before."""
         ...

@@ -14,7 +14,7 @@ from typing import Protocol
 
 import trio
 
-from .interface import Buffer, LinkStatistics
+from .interface import Buffer, FrameError, LinkStatistics
 from .link_machine import LinkMachine, LinkState, Segments
 
 PUMP_FRAMES_MAX = 256
@@ -26,6 +26,8 @@ class WireEvent(Enum):
 
     CONNECTED = auto()
     DISCONNECTED = auto()
+    DOUBTFUL = auto()
+    """The wire cannot tell whether the other end is still there: a frame towards it would show it."""
 
 
 class Wire(Protocol):
@@ -36,7 +38,7 @@ class Wire(Protocol):
         ...
 
     def receive_nowait(self) -> list[memoryview] | None:
-        """The segments of the next frame that has arrived, or None."""
+        """The segments of the next frame that has arrived, or None. Raises `FrameError` where the wire itself refuses it."""
         ...
 
     async def wait_receivable(self) -> None:
@@ -72,6 +74,11 @@ class WireLink:
     def name(self) -> str:
         """For logs: which purpose and which peer."""
         return self._name
+
+    @property
+    def peer_purpose(self) -> str:
+        """What the peer told a listener that it wants; "" until it has come."""
+        return self._machine.peer_purpose
 
     def statistics(self) -> LinkStatistics:
         """Counters, as a snapshot."""
@@ -118,6 +125,22 @@ class WireLink:
             await trio.lowlevel.cancel_shielded_checkpoint()
         return message
 
+    async def wait_open(self) -> None:
+        """Wait for the peer's hello. Raises as `receive` does where the link ends before it."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        machine = self._machine
+        while machine.state is LinkState.AWAITING:
+            if not self._pump():
+                await self._wait_for_change()
+        error = machine.receive_error()
+        if error is not None and not machine.has_message:
+            raise error
+
+    def lose(self, sentence: str) -> None:
+        """End the link as if the peer were lost, because of what ``sentence`` says. Nothing more of it is believed."""
+        self._machine.lose(sentence)
+        self._wake()
+
     async def aclose(self) -> None:
         """See `Link.aclose`."""
         self._tending.cancel()
@@ -152,6 +175,8 @@ class WireLink:
             self._post(machine.connected(trio.current_time()))
         elif event is WireEvent.DISCONNECTED:
             machine.disconnected()
+        elif event is WireEvent.DOUBTFUL:
+            self._post(machine.sign_of_life(trio.current_time()))
         self._post(machine.tick(trio.current_time()))
         if machine.state is LinkState.UP:
             self._wire.settle()
@@ -161,10 +186,14 @@ class WireLink:
         machine = self._machine
         changed = False
         for _ in range(PUMP_FRAMES_MAX):
-            segments = self._wire.receive_nowait() if machine.is_open else None
-            if segments is None:
-                break
-            self._post(machine.frame_received(segments, trio.current_time()))
+            try:
+                segments = self._wire.receive_nowait() if machine.is_open else None
+            except FrameError as error:
+                machine.frame_refused(error)
+            else:
+                if segments is None:
+                    break
+                self._post(machine.frame_received(segments, trio.current_time()))
             changed = True
             if first_message and machine.has_message:
                 break

@@ -46,13 +46,18 @@ class LinkState(Enum):
 class LinkMachine:
     """One end's protocol state. Times are seconds on one monotonic clock.
 
-    ``session`` is a random number that tells this end from any other that ever uses the same address.
+    ``session`` is a random number that tells this end from any other that ever uses the same address. ``purpose`` is what this
+    end tells a listener; ``listens`` says that this is the listener's end, whose peers must bring one, as no other peer may.
     """
 
-    def __init__(self, name: str, limits: LinkLimits, session: int, now: float) -> None:
+    def __init__(
+        self, name: str, limits: LinkLimits, session: int, now: float, *, purpose: str = "", listens: bool = False
+    ) -> None:
         self._name = name
         self._limits = limits
         self._session = session
+        self._purpose = purpose
+        self._listens = listens
         self._state = LinkState.AWAITING
         self._failure: tuple[type[TransportError], str] | None = None
         self._liveness = Liveness(
@@ -72,6 +77,11 @@ class LinkMachine:
     # --- what is so ---------------------------------------------------------------------------------------------
 
     @property
+    def name(self) -> str:
+        """For logs."""
+        return self._name
+
+    @property
     def is_open(self) -> bool:
         """Whether frames may still come and go."""
         return self._state is LinkState.AWAITING or self._state is LinkState.UP
@@ -80,6 +90,11 @@ class LinkMachine:
     def state(self) -> LinkState:
         """Where this end stands."""
         return self._state
+
+    @property
+    def peer_purpose(self) -> str:
+        """What the peer told a listener that it wants; "" until it has come."""
+        return self._peer.purpose if self._peer else ""
 
     @property
     def has_message(self) -> bool:
@@ -166,6 +181,15 @@ class LinkMachine:
         self._failure = (LinkClosedError, f"{self._name} was closed by this end")
         return goodbye
 
+    def sign_of_life(self, now: float) -> Segments | None:
+        """A HEARTBEAT to send out of turn, where there is a peer: it shows whether the wire still leads to it."""
+        return self._control(FrameKind.HEARTBEAT, now) if self._state is LinkState.UP else None
+
+    def lose(self, sentence: str) -> None:
+        """Take the peer for lost, whatever it says; ``sentence`` is why. Harmless after the end."""
+        if self.is_open:
+            self._lose(PeerLostError, sentence)
+
     # --- what the wire tells ------------------------------------------------------------------------------------
 
     def connected(self, now: float) -> Segments | None:
@@ -191,6 +215,10 @@ class LinkMachine:
         except FrameError as error:
             self._lose(FrameError, str(error))
             return None
+
+    def frame_refused(self, error: FrameError) -> None:
+        """One frame came that the wire itself found to be garbage: it loses the peer."""
+        self._lose(FrameError, str(error))
 
     def tick(self, now: float) -> Segments | None:
         """Time has passed, and everything that has arrived was handed in: a HEARTBEAT to send, or None."""
@@ -227,6 +255,12 @@ class LinkMachine:
             raise FrameError(
                 f"the peer sends a heartbeat every {hello.heartbeat_interval_s} s, too rarely for this end's silence_s_max of "
                 f"{self._limits.silence_s_max} s: give both ends the same limits"
+            )
+        if bool(hello.purpose) is not self._listens:
+            raise FrameError(
+                "the peer came without a purpose, and a listener must know one"
+                if self._listens
+                else f"the peer came to a listener, for {hello.purpose!r}, and this is an end for one peer"
             )
         self._peer = hello
         self._window = min(self._limits.credit_messages, hello.credit_messages)
@@ -278,7 +312,13 @@ class LinkMachine:
 
     def _hello(self, now: float) -> Segments:
         limits = self._limits
-        hello = Hello(self._session, limits.credit_messages, limits.message_bytes_max, limits.heartbeat_interval_s)
+        hello = Hello(
+            self._session,
+            limits.credit_messages,
+            limits.message_bytes_max,
+            limits.heartbeat_interval_s,
+            self._purpose,
+        )
         self._liveness.sent(now)
         return encode_frame(FrameKind.HELLO, 0, 0, [encode_hello(hello)])
 

@@ -7,7 +7,7 @@ after what was under way), and *corruption* (the next frame is damaged, the rece
 comes twice or out of order within a link: real connections see to that, and a link calls it garbage. Protocol and waiting are
 the ones real links use (`link_machine`, `link`); time is trio's, so a mock clock makes it virtual. Each direction of each link
 draws from its own generator, seeded by the network's seed and the link's address, so one link's traffic does not change
-another's luck.
+another's luck. Seals are real ones.
 """
 
 from __future__ import annotations
@@ -21,9 +21,14 @@ from dataclasses import dataclass
 import trio
 
 from .address import AddressError, MemoryAddress, parse_address
-from .interface import DEFAULT_LINK_LIMITS, LinkLimits
-from .link import WireEvent, WireLink
+from .frames import check_purpose
+from .interface import DEFAULT_LINK_LIMITS, AcceptedLink, LinkLimits
+from .link import Wire, WireEvent, WireLink
 from .link_machine import LinkMachine, Segments
+from .reception import Reception
+from .refusal import OnRefusal, RefusalReason, ignore_refusal
+from .seal import Seal
+from .sealed_wire import SealedWire
 
 NEVER = float("inf")
 
@@ -62,14 +67,23 @@ class MemoryNetwork:
         self._wires: dict[str, list[MemoryWire]] = {}
         self._waiting: dict[tuple[str, str], MemoryWire] = {}
         self._made: Counter[tuple[str, str]] = Counter()
+        self._listeners: dict[str, MemoryListener] = {}
+        self._callers: dict[str, list[MemoryWire]] = {}  # who wants to connect where nobody listens yet
 
     @asynccontextmanager
-    async def open(self, process: str) -> AsyncIterator[MemoryTransport]:
-        """A transport for one simulated process; leaving it closes its links, with goodbyes unless it crashed."""
+    async def open(
+        self, process: str, node: str = "", on_refusal: OnRefusal = ignore_refusal
+    ) -> AsyncIterator[MemoryTransport]:
+        """A transport for one simulated process; leaving it closes its links, with goodbyes unless it crashed.
+
+        ``node`` is whose key it has; see `AcceptedLink.peer`.
+        """
         async with trio.open_nursery() as nursery:
             try:
-                yield MemoryTransport(self, process, nursery)
+                yield MemoryTransport(self, process, nursery, node, on_refusal)
             finally:
+                for listener in self._listeners_of(process):
+                    listener.hang_up()
                 nursery.cancel_scope.cancel()
 
     def cut(self, source: str, target: str) -> None:
@@ -89,6 +103,8 @@ class MemoryNetwork:
     def crash(self, process: str) -> None:
         """End a process's connections as kill -9 would. The caller cancels the tasks that played it."""
         self._hung.discard(process)
+        for listener in self._listeners_of(process):
+            listener.hang_up()
         for wire in list(self._wires.get(process, [])):
             wire.hang_up()
 
@@ -107,11 +123,7 @@ class MemoryNetwork:
         place = (address.name, role)
         if place in self._waiting:
             raise AddressError(f"{address} already has an end to {role}: close that link first, or use another name")
-        self._made[place] += 1
-        generator = random.Random(f"{self._seed}/{address.name}/{role}/{self._made[place]}")  # noqa: S311 - reproducible on purpose
-        session = generator.getrandbits(64)
-        wire = MemoryWire(self, process, generator)
-        self._wires.setdefault(process, []).append(wire)
+        wire, session = self._new_wire(process, place)
         other = self._waiting.pop((address.name, "connect" if role == "bind" else "bind"), None)
         if other is None:
             self._waiting[place] = wire
@@ -119,17 +131,62 @@ class MemoryNetwork:
             wire.meet(other)
         return wire, session
 
+    def call(self, process: str, address: MemoryAddress, node: str) -> tuple[MemoryWire, int]:
+        """A new end towards whoever listens at ``address``, now or later, and its session number."""
+        wire, session = self._new_wire(process, (address.name, "call"), node)
+        listener = self._listeners.get(address.name)
+        if listener is None:
+            self._callers.setdefault(address.name, []).append(wire)
+        else:
+            listener.meet(wire)
+        return wire, session
+
+    def answer(self, process: str, address: MemoryAddress, caller: MemoryWire) -> tuple[MemoryWire, int]:
+        """The listening process's end of a call, joined to the caller's, and its session number."""
+        wire, session = self._new_wire(process, (address.name, "answer"))
+        wire.meet(caller)
+        return wire, session
+
+    def listen(self, listener: MemoryListener) -> None:
+        """Let callers of an address reach ``listener``. Raises `AddressError` where another one listens."""
+        name = listener.place.name
+        if name in self._listeners:
+            raise AddressError(f"{listener.place} has a listener already: close that one first, or use another name")
+        self._listeners[name] = listener
+        for caller in self._callers.pop(name, []):
+            listener.meet(caller)
+
+    def unlisten(self, listener: MemoryListener) -> None:
+        """Nobody reaches ``listener`` any more."""
+        if self._listeners.get(listener.place.name) is listener:
+            del self._listeners[listener.place.name]
+
     def forget(self, wire: MemoryWire) -> None:
         """A wire has ended."""
         self._wires[wire.process].remove(wire)
         self._waiting = {place: waiting for place, waiting in self._waiting.items() if waiting is not wire}
+        for name, callers in self._callers.items():
+            self._callers[name] = [caller for caller in callers if caller is not wire]
+
+    def _listeners_of(self, process: str) -> list[MemoryListener]:
+        return [listener for listener in self._listeners.values() if listener.process == process]
+
+    def _new_wire(self, process: str, place: tuple[str, str], node: str = "") -> tuple[MemoryWire, int]:
+        self._made[place] += 1
+        name, role = place
+        generator = random.Random(f"{self._seed}/{name}/{role}/{self._made[place]}")  # noqa: S311 - reproducible on purpose
+        session = generator.getrandbits(64)
+        wire = MemoryWire(self, process, generator, node)
+        self._wires.setdefault(process, []).append(wire)
+        return wire, session
 
 
 class MemoryWire:
     """One end of a `Wire` in memory: a queue of frames, each with the time it arrives."""
 
-    def __init__(self, network: MemoryNetwork, process: str, generator: random.Random) -> None:
+    def __init__(self, network: MemoryNetwork, process: str, generator: random.Random, node: str) -> None:
         self.process = process
+        self.node = node
         self.peer: MemoryWire | None = None
         self.corrupts_next = False
         self._arrivals = trio.lowlevel.ParkingLot()  # where whoever wants frames waits
@@ -210,6 +267,11 @@ class MemoryWire:
             self.hang_up()
         await trio.lowlevel.checkpoint()
 
+    def turn_away(self) -> None:
+        """Meet nobody: the other side wants no connection."""
+        self._met = True
+        self._hear_the_end(self._delay_s())
+
     def hang_up(self) -> None:
         """End the connection; the peer notices after what is under way."""
         self._closed = True
@@ -235,32 +297,114 @@ class MemoryWire:
         return self._network.is_cut(self._peer_process, self.process)
 
 
+class MemoryListener:
+    """The `Listener` of a simulated process."""
+
+    def __init__(
+        self, transport: MemoryTransport, place: MemoryAddress, name: str, limits: LinkLimits, reception: Reception
+    ) -> None:
+        self.place = place
+        self.process = transport.process
+        self._transport = transport
+        self._name = name
+        self._limits = limits
+        self._reception = reception
+
+    @property
+    def address(self) -> str:
+        """See `Listener.address`."""
+        return str(self.place)
+
+    def meet(self, caller: MemoryWire) -> None:
+        """Somebody wants a link."""
+        if self._reception.is_full:
+            self._reception.refuse(RefusalReason.CROWDED, caller.node, caller.process, "too many wait to be accepted")
+            caller.turn_away()
+            return
+        link = self._transport.answer(
+            f"{self._name} with {caller.node or caller.process}", self._limits, self.place, caller
+        )
+        self._reception.admit(link, caller.node, caller.process)
+
+    async def accept(self) -> AcceptedLink:
+        """See `Listener.accept`."""
+        return await self._reception.accept()
+
+    async def aclose(self) -> None:
+        """See `Listener.aclose`."""
+        for accepted in self.hang_up():
+            await accepted.link.aclose()
+        await trio.lowlevel.checkpoint()
+
+    def hang_up(self) -> list[AcceptedLink]:
+        """Accept nobody any more; what nobody has accepted yet."""
+        self._transport.network.unlisten(self)
+        return self._reception.close()
+
+
 class MemoryTransport:
     """The `Transport` of one simulated process of a `MemoryNetwork`. Addresses are "memory://name"."""
 
-    def __init__(self, network: MemoryNetwork, process: str, nursery: trio.Nursery) -> None:
-        self._network = network
-        self._process = process
+    def __init__(
+        self, network: MemoryNetwork, process: str, nursery: trio.Nursery, node: str, on_refusal: OnRefusal
+    ) -> None:
+        self.network = network
+        self.process = process
         self._nursery = nursery
+        self._node = node
+        self._on_refusal = on_refusal
 
-    async def bind(self, address: str, *, name: str, limits: LinkLimits = DEFAULT_LINK_LIMITS) -> WireLink:
+    async def bind(
+        self, address: str, *, name: str, limits: LinkLimits = DEFAULT_LINK_LIMITS, seal: bytes = b""
+    ) -> WireLink:
         """See `Transport.bind`. Raises `AddressError` where another end waits there already."""
-        return await self._start(address, "bind", name, limits)
+        return await self._start(address, "bind", name, limits, seal)
 
-    async def connect(self, address: str, *, name: str, limits: LinkLimits = DEFAULT_LINK_LIMITS) -> WireLink:
+    async def connect(
+        self, address: str, *, name: str, limits: LinkLimits = DEFAULT_LINK_LIMITS, purpose: str = "", seal: bytes = b""
+    ) -> WireLink:
         """See `Transport.connect`. Raises `AddressError` where another end waits there already."""
-        return await self._start(address, "connect", name, limits)
+        if not purpose:
+            return await self._start(address, "connect", name, limits, seal)
+        check_purpose(purpose, seal)
+        wire, session = self.network.call(self.process, _memory(address), self._node)
+        link = self._tend(LinkMachine(name, limits, session, trio.current_time(), purpose=purpose), wire)
+        await trio.lowlevel.cancel_shielded_checkpoint()
+        return link
 
-    async def _start(self, address: str, role: str, name: str, limits: LinkLimits) -> WireLink:
-        parsed = parse_address(address)
-        if not isinstance(parsed, MemoryAddress):
-            raise AddressError(f"{address} leads out of this process: here only memory://name can be reached")
-        wire, session = self._network.make_wire(self._process, parsed, role)
-        link = WireLink(name, LinkMachine(name, limits, session, trio.current_time()), wire)
-        self._nursery.start_soon(link.tend, name=f"tend {name}")
+    async def listen(self, address: str, *, name: str, limits: LinkLimits = DEFAULT_LINK_LIMITS) -> MemoryListener:
+        """See `Transport.listen`. Raises `AddressError` where somebody listens there already."""
+        reception = Reception(name, self._nursery, self._on_refusal)
+        listener = MemoryListener(self, _memory(address), name, limits, reception)
+        self.network.listen(listener)
+        await trio.lowlevel.cancel_shielded_checkpoint()
+        return listener
+
+    def answer(self, name: str, limits: LinkLimits, place: MemoryAddress, caller: MemoryWire) -> WireLink:
+        """This process's end of a call to a listener of its own."""
+        wire, session = self.network.answer(self.process, place, caller)
+        return self._tend(LinkMachine(name, limits, session, trio.current_time(), listens=True), wire)
+
+    async def _start(self, address: str, role: str, name: str, limits: LinkLimits, seal: bytes) -> WireLink:
+        made = Seal(seal, binds=role == "bind") if seal else None
+        wire, session = self.network.make_wire(self.process, _memory(address), role)
+        machine = LinkMachine(name, limits, session, trio.current_time())
+        link = self._tend(machine, SealedWire(wire, made) if made else wire)
         # Shielded: a cancel here would leave the caller without the link that is already running.
         await trio.lowlevel.cancel_shielded_checkpoint()
         return link
+
+    def _tend(self, machine: LinkMachine, wire: Wire) -> WireLink:
+        link = WireLink(machine.name, machine, wire)
+        self._nursery.start_soon(link.tend, name=f"tend {machine.name}")
+        return link
+
+
+def _memory(address: str) -> MemoryAddress:
+    parsed = parse_address(address)
+    if not isinstance(parsed, MemoryAddress):
+        raise AddressError(f"{address} leads out of this process: here only memory://name can be reached")
+    return parsed
 
 
 async def _sleep_until(lot: trio.lowlevel.ParkingLot, when: float) -> None:
