@@ -3,9 +3,11 @@
 import json
 
 import pytest
+from flexpipe.actors.config import ConfigError
 from flexpipe.cli import app
 from flexpipe.policies.cluster.device_facts import MapError
 from flexpipe.sim.arrival_trace import TraceError
+from flexpipe.sim.evaluation.readme import NoBlockError
 from flexpipe.sim.evaluation.setup import SetupError
 
 HEAD = "arrival_s,input_tokens,output_tokens\n"
@@ -30,6 +32,7 @@ def trace(tmp_path):
         (HEAD + "1,0,10\n", "without tokens"),
         ("arrival_s,input_tokens\n1,10\n", "has no columns"),
         (HEAD, "holds no request"),
+        (HEAD + "1,ten,10\n", "line 2 does not hold three numbers"),
     ],
 )
 def test_a_file_that_is_no_trace_is_refused_in_a_sentence(tmp_path, text, sentence):
@@ -57,6 +60,16 @@ def test_a_model_that_fits_nowhere_is_refused_in_a_sentence(tmp_path, trace):
         evaluate("trace", trace, "--map", small)
 
 
+def test_a_file_without_a_place_for_the_block_is_refused_before_anything_is_run(tmp_path):
+    readme = tmp_path / "README.md"
+    with pytest.raises(ConfigError, match=r"README\.md cannot be read"):
+        evaluate("paper", "--quick", "--markdown", readme)
+    readme.write_text("# Nothing\n", encoding="utf-8")
+    with pytest.raises(NoBlockError, match="each once and in this order"):
+        evaluate("paper", "--quick", "--markdown", readme)
+    assert readme.read_text(encoding="utf-8") == "# Nothing\n"
+
+
 def test_a_trace_is_evaluated_reported_and_taken_from_the_folder_the_second_time(tmp_path, trace, capsys):
     folder = tmp_path / "out"
     assert evaluate("trace", trace, "--seeds", 1, "--jobs", 1, "--out", folder, "--json") == 0
@@ -65,6 +78,8 @@ def test_a_trace_is_evaluated_reported_and_taken_from_the_folder_the_second_time
     systems = first["places"][0]["systems"]
     assert {"fluid", "paper", "alpaserve", "best-static", "oracle"} <= set(systems)
     assert "mine.csv" in (folder / "report.html").read_text(encoding="utf-8")
+    assert json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))["runs"] == first["runs"]
+    assert json.loads((folder / "summary.json").read_text(encoding="utf-8"))["places"][0]["seeds"] == 1
     runs = (folder / "runs.jsonl").read_text(encoding="utf-8")
     assert evaluate("trace", trace, "--seeds", 1, "--jobs", 1, "--out", folder) == 0
     assert (folder / "runs.jsonl").read_text(encoding="utf-8") == runs
