@@ -23,10 +23,9 @@ from .worker_process import WorkerOrder, become_worker
 
 
 class Forked(msgspec.Struct, frozen=True, tag=True):
-    """The process of the worker that is to connect to ``control`` was started; its number is its replica's."""
+    """The process of the order with this number was started."""
 
-    worker: int
-    control: str
+    number: int
     pid: int
 
 
@@ -90,7 +89,7 @@ def _fork(order: WorkerOrder) -> None:
             # Without the interpreter's end, which would run what this process inherited.
             sys.stderr.flush()
             os._exit(code)
-    _tell(Forked(order.worker, order.control, pid))
+    _tell(Forked(order.number, pid))
 
 
 def _reap() -> None:

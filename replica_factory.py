@@ -25,7 +25,7 @@ from .actors.scheduler import Scheduler
 from .actors.scheduler_machine import SchedulerLimits
 from .actors.sqlite_journal import SqliteJournal
 from .actors.worker_machine import WorkerLimits
-from .actors.worker_pool import WorkerPool
+from .actors.worker_pool import BoundDoors, WorkerPool
 from .policies.batching import BatchLimits
 from .preparation import PreparedModel, planned_tokens
 from .runtime.interface import BLOCK_TOKENS, EngineSpec
@@ -83,11 +83,10 @@ class LocalReplicas:
             )
             pool = WorkerPool(
                 around.launcher.into(folder, replica),
-                around.transport,
+                BoundDoors(around.transport, f"ipc://{around.sockets}/{replica}-control-{{worker}}"),
                 scheduler,
                 WorkerLimits(drain_s_max=config.drain),
                 log,
-                f"ipc://{around.sockets}/{replica}-control-{{worker}}",
             )
             machine = CoordinatorMachine(
                 self._spec(stages), CoordinatorLimits(), NamedPlaces(f"{HERE}{replica}-{{epoch}}-{{link}}")

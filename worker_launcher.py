@@ -6,6 +6,7 @@ live on; their ends are then seen through pidfds, without an exit code, and the 
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
@@ -19,12 +20,10 @@ import msgspec
 import trio
 
 from .actors.route import StagePlacement
+from .actors.worker_pool import UNKNOWN_EXIT, ControlPlace
 from .fork_server import Ended, Forked, News
 from .runtime.interface import ModelFiles
 from .worker_process import WorkerOrder
-
-UNKNOWN_EXIT = 255
-"""The exit code of a worker whose fork server died before it."""
 
 
 class HostProcess:
@@ -80,7 +79,8 @@ class ForkLauncher:
         self._cores = cores
         self._nursery = nursery
         self._server: trio.Process | None = None
-        self._forked: dict[str, trio.MemorySendChannel[HostProcess | None]] = {}  # by control address
+        self._forked: dict[int, trio.MemorySendChannel[HostProcess | None]] = {}  # by order
+        self._orders = itertools.count()
         self._running: dict[int, HostProcess] = {}
         self._turn = trio.Lock()
 
@@ -104,16 +104,18 @@ class ForkLauncher:
         """The launcher of one replica, whose workers write to ``worker-N.jsonl`` and ``worker-N.stderr`` in ``folder``."""
         return ReplicaLauncher(self, folder, replica)
 
-    async def fork(self, placement: StagePlacement, control_address: str, folder: Path, replica: int) -> HostProcess:
+    async def fork(self, replica: int, worker: int, device: str, control: ControlPlace, folder: Path) -> HostProcess:
         """Have a worker forked. Raises OSError where it cannot be."""
-        worker = placement.worker
+        number = next(self._orders)
         order = WorkerOrder(
+            number=number,
             replica=replica,
             worker=worker,
-            control=control_address,
+            control=control.address,
+            purpose=control.purpose,
             log=str(folder / f"worker-{worker}.jsonl"),
             errors=str(folder / f"worker-{worker}.stderr"),
-            cores=self._cores.get(placement.device, ()),
+            cores=self._cores.get(device, ()),
             daemon_pid=os.getpid(),
             files=self._files,
             sockets=str(self._sockets),
@@ -122,7 +124,7 @@ class ForkLauncher:
         async with self._turn:
             if self._server is None:
                 await self._start()
-            self._forked[control_address] = sender
+            self._forked[number] = sender
             assert self._server is not None
             assert self._server.stdin is not None
             with suppress(trio.BrokenResourceError, trio.ClosedResourceError):  # it died; the reader says so
@@ -168,9 +170,9 @@ class ForkLauncher:
 
     def _hear(self, news: News) -> None:
         match news:
-            case Forked(_, control, pid):
+            case Forked(number, pid):
                 process = self._running[pid] = HostProcess(pid)
-                self._forked.pop(control).send_nowait(process)
+                self._forked.pop(number).send_nowait(process)
             case Ended(pid, code):
                 self._running.pop(pid).ended(code)
 
@@ -183,6 +185,6 @@ class ReplicaLauncher:
         self._folder = folder
         self._replica = replica
 
-    async def launch(self, placement: StagePlacement, control_address: str) -> HostProcess:
+    async def launch(self, placement: StagePlacement, control: ControlPlace) -> HostProcess:
         """See `WorkerLauncher.launch`."""
-        return await self._launcher.fork(placement, control_address, self._folder, self._replica)
+        return await self._launcher.fork(self._replica, placement.worker, placement.device, control, self._folder)

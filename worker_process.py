@@ -21,9 +21,11 @@ from .runtime.interface import ModelFiles
 class WorkerOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the daemon asks the fork server for: a worker that connects to ``control`` and computes from ``files``.
 
-    ``cores`` empty: wherever there is room. ``sockets`` is the folder where the workers of this node meet.
+    ``purpose`` is what it says there where others come, too. ``cores`` empty: wherever there is room. ``sockets`` is the folder
+    where the workers of this node meet.
     """
 
+    number: int
     worker: int
     control: str
     log: str
@@ -33,6 +35,7 @@ class WorkerOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     files: ModelFiles
     sockets: str
     replica: int = 0
+    purpose: str = ""
 
 
 def become_worker(order: WorkerOrder) -> int:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Protocol
 
 import trio
 
-from ..transport.interface import FrameError, Link, LinkLimits, PeerLostError, Transport
+from ..transport.interface import FrameError, Link, LinkLimits, PeerLostError, Transport, TransportError
 from .coordinator_events import FromWorker, ToWorker
 from .event_log import EventLog
 from .messages import FROM_STAGE, TO_STAGE, Drain, FromStage, Hello, StageReport, StepResult
@@ -35,10 +36,16 @@ from .worker_machine import (
 
 OUTGOING_MESSAGES_MAX = 64
 """Commands that may wait for one worker's link. More mean that it does not read: it is as good as lost."""
+UNKNOWN_EXIT = 255
+"""The exit code of a process whose end nobody saw."""
 LAST_WORDS_S_MAX = 1.0
 """How long after the end of a process its last messages may take to arrive."""
 CONTROL_LIMITS = LinkLimits(heartbeat_interval_s=0.5, silence_s_max=10.0)
 """A worker on this host that dies is noticed by its exit at once; silence only tells of one that hangs."""
+
+
+class HostLostError(Exception):
+    """The host of a process is lost, and with it the process; the sentence says which and why."""
 
 
 class WorkerProcess(Protocol):
@@ -50,7 +57,7 @@ class WorkerProcess(Protocol):
         ...
 
     async def wait(self) -> int:
-        """Wait for its end; the exit code, negative for a signal."""
+        """Wait for its end; the exit code, negative for a signal. Raises `HostLostError` where nobody can say any more."""
         ...
 
     def signal(self, *, kill: bool) -> None:
@@ -58,11 +65,40 @@ class WorkerProcess(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class ControlPlace:
+    """Where a worker finds its pool: an address, and what it says there that it wants, "" where nobody else can come."""
+
+    address: str
+    purpose: str = ""
+
+
+class ControlDoors(Protocol):
+    """Lets workers reach their pool."""
+
+    async def open(self, placement: StagePlacement, name: str) -> tuple[ControlPlace, Link]:
+        """A place for the worker of ``placement``, and the link to it, which may come later. Raises `TransportError`."""
+        ...
+
+
+class BoundDoors:
+    """A place of its own for each worker on this host; ``address`` is a pattern with {worker}."""
+
+    def __init__(self, transport: Transport, address: str) -> None:
+        self._transport = transport
+        self._address = address
+
+    async def open(self, placement: StagePlacement, name: str) -> tuple[ControlPlace, Link]:
+        """See `ControlDoors.open`."""
+        address = self._address.format(worker=placement.worker)
+        return ControlPlace(address), await self._transport.bind(address, name=name, limits=CONTROL_LIMITS)
+
+
 class WorkerLauncher(Protocol):
     """Starts worker processes; real ones in the daemon, actors in one loop in tests and simulation."""
 
-    async def launch(self, placement: StagePlacement, control_address: str) -> WorkerProcess:
-        """Start one; it will connect to ``control_address``."""
+    async def launch(self, placement: StagePlacement, control: ControlPlace) -> WorkerProcess:
+        """Start one; it will connect to ``control``. Raises `OSError` where it cannot be."""
         ...
 
 
@@ -124,24 +160,17 @@ class _Worker:
 
 
 class WorkerPool:
-    """See the module. ``control_address`` is a pattern with {worker}."""
+    """See the module."""
 
     def __init__(
-        self,
-        launcher: WorkerLauncher,
-        transport: Transport,
-        steps: StepListener,
-        limits: WorkerLimits,
-        log: EventLog,
-        control_address: str,
+        self, launcher: WorkerLauncher, doors: ControlDoors, steps: StepListener, limits: WorkerLimits, log: EventLog
     ) -> None:
         self.listener: PoolListener | None = None
         self._launcher = launcher
-        self._transport = transport
+        self._doors = doors
         self._steps = steps
         self._limits = limits
         self._log = log
-        self._control_address = control_address
         self._workers: dict[int, _Worker] = {}
         self._nursery: trio.Nursery | None = None
 
@@ -205,12 +234,16 @@ class WorkerPool:
     async def _host(self, placement: StagePlacement, hold: _Worker) -> None:
         """Launch one process, talk to it until it ends, and report its end."""
         worker = placement.worker
-        address = self._control_address.format(worker=worker)
-        link = hold.link = await self._transport.bind(
-            address, name=f"control of worker {worker}", limits=CONTROL_LIMITS
-        )
         try:
-            process = await self._launcher.launch(placement, address)
+            control, link = await self._doors.open(placement, f"control of worker {worker}")
+        except TransportError as error:
+            self._handle(worker, hold, LinkLost(f"nobody can reach its pool: {error}"))
+            self._handle(worker, hold, Exited(UNKNOWN_EXIT))
+            del self._workers[worker]
+            return
+        hold.link = link
+        try:
+            process = await self._launcher.launch(placement, control)
         except OSError as error:
             self._handle(worker, hold, LinkLost(f"its process could not be started: {error}"))
         else:
@@ -225,12 +258,20 @@ class WorkerPool:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._read, worker, hold, link)
             nursery.start_soon(hold.write, link)
-            code = await process.wait()
+            code = await self._ended(worker, hold, process)
             with trio.move_on_after(LAST_WORDS_S_MAX):  # what it said before it left is still under way
                 await hold.read_ended.wait()
             nursery.cancel_scope.cancel()
         self._log.emit("worker_exited", worker=worker, code=code)
         self._handle(worker, hold, Exited(code))
+
+    async def _ended(self, worker: int, hold: _Worker, process: WorkerProcess) -> int:
+        """Wait for the process's end."""
+        try:
+            return await process.wait()
+        except HostLostError as error:
+            self._handle(worker, hold, LinkLost(str(error)))
+            return UNKNOWN_EXIT
 
     async def _read(self, worker: int, hold: _Worker, link: Link) -> None:
         """Take what the worker says until its link ends."""

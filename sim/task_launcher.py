@@ -15,7 +15,7 @@ from ..actors.engine_port import EnginePort
 from ..actors.event_log import EventLog, LogStream
 from ..actors.route import StagePlacement
 from ..actors.stage import StageActor
-from ..actors.worker_pool import CONTROL_LIMITS
+from ..actors.worker_pool import CONTROL_LIMITS, ControlPlace
 from ..transport.interface import Link, Transport
 from ..transport.memory import MemoryNetwork
 
@@ -75,12 +75,12 @@ class TaskLauncher:
         self._log = log
         self._name = name
 
-    async def launch(self, placement: StagePlacement, control_address: str) -> TaskProcess:
-        """Start a worker that connects to ``control_address``."""
+    async def launch(self, placement: StagePlacement, control: ControlPlace) -> TaskProcess:
+        """Start a worker that connects to ``control``."""
         worker = placement.worker
         process = TaskProcess(FIRST_PID + worker, f"{self._name}-{worker}", self._network)
         self.processes[worker] = process
-        self._nursery.start_soon(self._live, process, worker, control_address)
+        self._nursery.start_soon(self._live, process, worker, control)
         return process
 
     def make_actor(self, worker: int, link: Link, transport: Transport, process: TaskProcess) -> StageActor:
@@ -88,11 +88,13 @@ class TaskLauncher:
         log = EventLog(self._log, process=process.name, pid=process.pid)
         return StageActor(worker, link, transport, self._make_engine(), log)
 
-    async def _live(self, process: TaskProcess, worker: int, control_address: str) -> None:
+    async def _live(self, process: TaskProcess, worker: int, control: ControlPlace) -> None:
         failed = False
         with process.scope:
             async with self._network.open(process.name) as transport:
-                link = await transport.connect(control_address, name="control", limits=CONTROL_LIMITS)
+                link = await transport.connect(
+                    control.address, name="control", limits=CONTROL_LIMITS, purpose=control.purpose
+                )
                 actor = self.actors[worker] = self.make_actor(worker, link, transport, process)
                 await actor.run()
                 failed = actor.failed

@@ -36,6 +36,7 @@ class ForkServer:
         """An order for one more worker."""
         worker, self._next_worker = self._next_worker, self._next_worker + 1
         return WorkerOrder(
+            number=100 + worker,
             worker=worker,
             control=control or f"ipc://{self.folder}/control-{worker}",
             log=str(self.folder / f"worker-{worker}.jsonl"),
@@ -61,7 +62,7 @@ class ForkServer:
         self.send(line_of(order))
         forked = self.hear()
         assert isinstance(forked, Forked)
-        assert forked.control == order.control
+        assert forked.number == order.number
         return forked.pid
 
 
@@ -106,7 +107,7 @@ def test_orders_may_come_in_one_piece_or_in_several(server):
     heard = [server.hear(), server.hear()]
     server.send(whole[-20:])
     heard.append(server.hear())
-    assert [forked.control for forked in heard] == [first.control, second.control, third.control]
+    assert [forked.number for forked in heard] == [first.number, second.number, third.number]
     for forked in heard:
         os.kill(forked.pid, signal.SIGKILL)
     ended = {server.hear() for _ in heard}

@@ -9,10 +9,10 @@ import trio
 import trio.testing
 from flexpipe.actors.messages import FROM_STAGE, PROTOCOL_VERSION, TO_STAGE, Drain, Hello
 from flexpipe.actors.route import StagePlacement
-from flexpipe.actors.worker_pool import CONTROL_LIMITS
+from flexpipe.actors.worker_pool import CONTROL_LIMITS, UNKNOWN_EXIT, ControlPlace
 from flexpipe.runtime.interface import ModelFiles
 from flexpipe.transport.zmq_link import ZmqTransport
-from flexpipe.worker_launcher import UNKNOWN_EXIT, ForkLauncher, HostProcess
+from flexpipe.worker_launcher import ForkLauncher, HostProcess
 from served import parent_of
 
 pytestmark = pytest.mark.slow
@@ -33,7 +33,7 @@ class Launched:
         """A worker that has said hello; its process and its control link."""
         address = f"ipc://{self._folder}/control-{worker}"
         link = await self._transport.bind(address, name="control", limits=CONTROL_LIMITS)
-        process = await self._launcher.launch(StagePlacement(worker, 0, 1, "cpu:0", 1), address)
+        process = await self._launcher.launch(StagePlacement(worker, 0, 1, "cpu:0", 1), ControlPlace(address))
         (payload,) = await link.receive()
         assert FROM_STAGE.decode(payload) == Hello(worker, process.pid, PROTOCOL_VERSION)
         return process, link

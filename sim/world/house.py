@@ -16,6 +16,7 @@ from ...actors.route import Route, StagePlacement
 from ...actors.scheduler_machine import SchedulerLimits
 from ...actors.stage import StageActor
 from ...actors.worker_machine import WorkerLimits
+from ...actors.worker_pool import BoundDoors, ControlPlace
 from ...runtime.interface import EngineSpec
 from ...transport.interface import Link, Transport
 from ...transport.memory import MemoryNetwork
@@ -151,7 +152,8 @@ class Daemon:
         outside, log = self._outside, self._outside.log("daemon")
         with self._scope:
             async with outside.network.open("daemon") as transport, trio.open_nursery() as nursery:
-                pool = WorldPool(self, transport, self.scheduler, WORKER_LIMITS, log, "memory://control-{worker}")
+                doors = BoundDoors(transport, "memory://control-{worker}")
+                pool = WorldPool(self, doors, self.scheduler, WORKER_LIMITS, log)
                 pool.hand = outside.faults
                 await nursery.start(self.scheduler.run)
                 await nursery.start(pool.run)
@@ -174,11 +176,11 @@ class Daemon:
         await coordinator.run()
         await trio.sleep_forever()  # the pipeline was given up
 
-    async def launch(self, placement: StagePlacement, control_address: str) -> _Leash:
+    async def launch(self, placement: StagePlacement, control: ControlPlace) -> _Leash:
         """See `WorkerLauncher`."""
         if not self._alive:
             await trio.sleep_forever()  # the dead start nobody, though their tasks take a moment to end
-        return _Leash(await self._house.launch(placement, control_address), lambda: self._alive)
+        return _Leash(await self._house.launch(placement, control), lambda: self._alive)
 
     @contextmanager
     def visit(self, guest: Guest) -> Iterator[None]:

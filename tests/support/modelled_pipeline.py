@@ -26,7 +26,7 @@ from flexpipe.actors.route import StagePlacement
 from flexpipe.actors.scheduler import Scheduler
 from flexpipe.actors.scheduler_machine import SchedulerLimits
 from flexpipe.actors.worker_machine import WorkerLimits
-from flexpipe.actors.worker_pool import WorkerPool
+from flexpipe.actors.worker_pool import BoundDoors, WorkerPool
 from flexpipe.policies.types import AtomCost
 from flexpipe.refactor_planning import RefactorPlanner
 from flexpipe.runtime.interface import EngineSpec
@@ -139,8 +139,8 @@ class ModelledFactory:
         journal = self.journals.setdefault(replica, MemoryJournal(write_s=0.002))
         prefix = "worker" if replica == 0 else f"replica-{replica}-worker"
         launcher = TaskLauncher(self._network, self._nursery, self.engine, self.log_text, prefix)
-        control = f"memory://{replica}-control-{{worker}}"
-        pool = WorkerPool(launcher, self._transport, scheduler, self._worker_limits, log, control)
+        doors = BoundDoors(self._transport, f"memory://{replica}-control-{{worker}}")
+        pool = WorkerPool(launcher, doors, scheduler, self._worker_limits, log)
         coordinator = Coordinator(machine, pool, scheduler, journal, log)
         pipeline = Pipeline(replica, FACTS, scheduler, coordinator, pool)
         self.made[replica] = ModelledPipeline(
