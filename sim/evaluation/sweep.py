@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from .cells import Cell, key_of
+from .cells import Cell, code_digest, key_of
 from .run_cell import Facts, run_cell
 from .store import Run, Store
 
@@ -74,9 +74,18 @@ def _in_processes(cells: Sequence[Cell], files: dict[str, bytes], jobs: int) -> 
     # Fresh processes: a fork would share this one's compiled kernels' locks and threads.
     context = multiprocessing.get_context("spawn")
     with _ended(ProcessPoolExecutor(jobs, mp_context=context, initializer=_end_with_parent)) as processes:
-        futures = {processes.submit(run_cell, cell, files): cell for cell in cells}
+        futures = {processes.submit(_run_same, cell, files, code_digest()): cell for cell in cells}
         for future in as_completed(futures):
             yield futures[future], future.result()
+
+
+def _run_same(cell: Cell, files: Mapping[str, bytes], code: str) -> Facts:
+    """The run, where this process has the code under whose digest it will be kept. Raises `SweepError` where it has another."""
+    if code_digest() != code:
+        raise SweepError(
+            "a process has other code than the one that keeps its runs; give all the same version, and start again"
+        )
+    return run_cell(cell, files)
 
 
 def _end_with_parent() -> None:
@@ -104,7 +113,7 @@ def _on_dask(cells: Sequence[Cell], files: dict[str, bytes], address: str) -> Fi
     client = _dask_client(address)
     with client:
         shared = client.scatter(files, broadcast=True) if files else files
-        futures = {client.submit(run_cell, cell, shared, pure=False): cell for cell in cells}
+        futures = {client.submit(_run_same, cell, shared, code_digest(), pure=False): cell for cell in cells}
         import distributed
 
         for future in distributed.as_completed(list(futures)):

@@ -2,7 +2,9 @@
 
 import msgspec
 import pytest
+from flexpipe.sim.evaluation.cells import Cell, Load
 from flexpipe.sim.evaluation.store import FILE, Run, StoreError, open_store
+from flexpipe.sim.evaluation.sweep import SweepError, Where, sweep
 
 
 def run(key, value=1):
@@ -58,3 +60,13 @@ def test_a_folder_that_cannot_be_is_refused_in_a_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="give another folder"), open_store(tmp_path / "file" / "below"):
         pass
+
+
+def test_a_process_with_other_code_computes_no_run(tmp_path, monkeypatch):
+    """What it computed would be kept under the digest of code that did not compute it."""
+    monkeypatch.setattr("flexpipe.sim.evaluation.sweep.code_digest", lambda: "of another version")
+    load = Load("opt-66b", "azure_llm_2023_conv", 1.0, 5.0, 20.0)
+    cells = [Cell("static-4@1", load, "a100", seed) for seed in range(2)]
+    with open_store(tmp_path) as store, pytest.raises(SweepError, match="give all the same version"):
+        sweep(cells, {}, store, Where(2), lambda _: None)
+    assert b"key" not in (tmp_path / FILE).read_bytes()
