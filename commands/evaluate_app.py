@@ -1,4 +1,4 @@
-"""The arguments of `flexpipe evaluate paper | trace`; nothing heavy is imported before one of them runs."""
+"""The arguments of `flexpipe evaluate paper | trace | fidelity`; nothing heavy is imported before one of them runs."""
 
 from __future__ import annotations
 
@@ -82,3 +82,38 @@ def trace(
     from .evaluate import trace_command
 
     return trace_command(file, map_file, model, seeds, out, jobs, dask, as_json=json)
+
+
+@evaluate.command
+def fidelity(
+    *,
+    quick: Annotated[bool, Parameter(negative="")] = False,
+    trace_file: Annotated[Path | None, Parameter(name="--trace")] = None,
+    calibration: Path | None = None,
+    model: str = "smollm2",
+    seed: int = 1,
+    out: Path | None = None,
+    json: AsJson = False,
+) -> int:
+    """Measure how far the simulators are from the real runtime: same traces, same live changes, in all three.
+
+    A real pipeline is timed under synthetic load, its times are frozen, and then it serves under three loads, at fixed depths and
+    refactored, while the simulators do the same. About eleven minutes; nothing else should run on the machine meanwhile.
+
+    For example:
+
+        flexpipe evaluate fidelity --out fidelity
+        flexpipe evaluate fidelity --trace monday.csv --calibration fidelity/calibration.json
+
+    Args:
+        quick: A quarter of the load and fewer changes: about four minutes, and percentiles of few requests.
+        trace_file: A trace of your own instead of synthetic arrivals, played as fast as each load asks for.
+        calibration: Times from an earlier run, instead of measuring them now.
+        model: What is served, on CPU stages of one thread.
+        seed: Of arrivals, lengths and prompts.
+        out: Folder for calibration.json and fidelity.json; without it nothing is kept.
+        json: Print facts as JSON, for machines.
+    """
+    from .evaluate_fidelity import fidelity_command
+
+    return fidelity_command(trace_file, calibration, model, seed, out, quick=quick, as_json=json)

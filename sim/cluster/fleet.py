@@ -29,6 +29,10 @@ from .system import Outcome, OutcomeKind, Reshape, StageAt, Start, Stop
 
 RETIRE_S_MAX = 60.0
 """So long requests may go on in a replica that drains (`actors.replicas.ReplicaLimits`)."""
+CUT_CYCLES = 0.5
+"""Of a cycle, for how long a replica that changes while it serves makes nothing: steps of the old stages end one by one, the new
+ones fill as slowly. Measured against the real actors (`sim.fidelity`): with none TTFT is 4 % too short, with a whole one 4 % too
+long."""
 Schedule = Callable[[float, Callable[[float], None]], None]
 """Have something called at a time, with that time."""
 
@@ -245,7 +249,7 @@ class Fleet:
 
     def _cut(self, replica: Replica, change: Change, action: Reshape, now_s: float) -> None:
         """The replica stands still for a moment and goes on in its new shape."""
-        cycle_s = self._slots.cycle_s(replica.slot) if action.how == "live" else 0.0
+        cycle_s = CUT_CYCLES * self._slots.cycle_s(replica.slot) if action.how == "live" else 0.0
         self._slots.pause(replica.slot, now_s, inf)
         self._schedule(now_s + cycle_s + self._startup.cut_s, lambda at_s: self._serve(replica, change, at_s))
 

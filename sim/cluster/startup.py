@@ -61,7 +61,7 @@ class StartupModel:
     - ``warm``, ``cold``: by what the bytes of a load are multiplied, from the own host and from elsewhere.
     - ``copy_bytes_per_s``: KV copied beside serving, into each stage; ``copy_slowdown`` is what loading and copying cost the
       replica meanwhile (the product copies in 3 % of a donor's time).
-    - ``cut_s``: how long a replica stands still at the cut, beside one of its cycles (a step, says `flexpipe bench refactor`).
+    - ``cut_s``: how long a replica stands still at the cut, beside half of one of its cycles (`fleet.CUT_CYCLES`).
     - ``detect_s``: until a lost node is noticed.
     """
 
