@@ -18,6 +18,8 @@ from ..actors.config import ConfigError
 from ..sim.arrival_trace import read_trace
 from ..sim.evaluation.cells import code_digest
 from ..sim.evaluation.facts import facts_of
+from ..sim.evaluation.fidelity import checked_in
+from ..sim.evaluation.fidelity_section import clause, fidelity_html
 from ..sim.evaluation.grid import PAPER_MAP, Part, cells_of, paper_parts, trace_parts
 from ..sim.evaluation.readme import block_of, summary_of, with_block
 from ..sim.evaluation.report import About, pictured, report_html
@@ -89,7 +91,16 @@ def _evaluate(parts: Sequence[Part], files: Mapping[str, bytes], where: Where, w
             done(count)
 
         results = sweep(cells, files, store, where, tell)
-    about = About(wanted.command, len(cells), sum(told[1:]), time.perf_counter() - began_s, code_digest())
+    measured = checked_in()
+    about = About(
+        wanted.command,
+        runs=len(cells),
+        fresh=sum(told[1:]),
+        took_s=time.perf_counter() - began_s,
+        code=code_digest(),
+        error=clause(measured),
+        fidelity=fidelity_html(measured),
+    )
     places = places_of(results)
     flaws = [f"{cell.system}, seed {cell.seed}: {facts.flaw}" for cell, facts in results if facts.flaw]
     facts = facts_of(places, about, flaws)
