@@ -129,8 +129,14 @@ class PipelineStatus(msgspec.Struct, frozen=True):
 class TokenSource(Protocol):
     """Makes tokens. Bounded: it refuses with "overloaded" rather than queue without limit."""
 
-    def open(self, request: GenerationRequest) -> AbstractAsyncContextManager[AsyncIterator[TokenEvent]]:
+    def open(
+        self, request: GenerationRequest, outputs: tuple[int, ...] | None = None
+    ) -> AbstractAsyncContextManager[AsyncIterator[TokenEvent]]:
         """Submit ``request`` on entering; yield its tokens; cancel it and free its pages on leaving, at whatever point.
+
+        ``outputs``, None for a new request, are the tokens of it that another source delivered, fewer than ``max_tokens`` and none
+        of them a stop token: those after them are yielded, as they would have come there. It was accepted there, so a full
+        queue does not refuse it.
 
         Entering raises `GenerationFailedError` at once where the request is refused; iteration raises it where the
         request is lost, after the tokens made before. The source never waits for its reader: events not yet read are

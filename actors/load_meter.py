@@ -31,11 +31,16 @@ class LoadMeter:
         self._output_tokens: float | None = None
 
     @asynccontextmanager
-    async def open(self, request: GenerationRequest) -> AsyncIterator[AsyncIterator[TokenEvent]]:
-        """See `TokenSource.open`. A request that is refused has arrived all the same: it is demand."""
-        prompt = len(request.prompt) * self._prompt_weight
-        self._signals.arrived(trio.current_time(), prompt + self._expected(request))
-        async with self._source.open(request) as events:
+    async def open(
+        self, request: GenerationRequest, outputs: tuple[int, ...] | None = None
+    ) -> AsyncIterator[AsyncIterator[TokenEvent]]:
+        """See `TokenSource.open`. A request that is refused has arrived all the same: it is demand.
+
+        So has one that goes on from ``outputs``, which are prefilled like the prompt.
+        """
+        prompt = (len(request.prompt) + len(outputs or ())) * self._prompt_weight
+        self._signals.arrived(trio.current_time(), prompt + self._expected(request, len(outputs or ())))
+        async with self._source.open(request, outputs) as events:
             stream = _MeteredStream(events, self, prompt)
             try:
                 yield stream
@@ -47,9 +52,9 @@ class LoadMeter:
         """See `TokenSource.status`."""
         return self._source.status()
 
-    def _expected(self, request: GenerationRequest) -> float:
+    def _expected(self, request: GenerationRequest, delivered: int) -> float:
         expected = OUTPUT_TOKENS_AT_FIRST if self._output_tokens is None else self._output_tokens
-        return min(request.max_tokens, expected)
+        return min(request.max_tokens - delivered, expected)
 
     def _ended(self, stream: _MeteredStream) -> None:
         known = stream.outputs if self._output_tokens is None else self._output_tokens

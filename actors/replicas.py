@@ -84,9 +84,11 @@ class Replicas:
     # --- the requests ---
 
     @asynccontextmanager
-    async def open(self, request: GenerationRequest) -> AsyncIterator[AsyncIterator[TokenEvent]]:
+    async def open(
+        self, request: GenerationRequest, outputs: tuple[int, ...] | None = None
+    ) -> AsyncIterator[AsyncIterator[TokenEvent]]:
         """Submit to the replica with the least work; see `generation.TokenSource.open`."""
-        stream = ReplicaStream(request, self, self._log)
+        stream = ReplicaStream(request, self, self._log, outputs)
         try:
             await stream.begin()
             yield stream

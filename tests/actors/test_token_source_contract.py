@@ -176,6 +176,34 @@ async def test_the_same_request_gives_the_same_tokens(world):
     assert [event.token.token_id for event in first] == [event.token.token_id for event in second]
 
 
+@pytest.mark.parametrize("delivered", [0, 1, 5])
+async def test_a_request_that_was_begun_elsewhere_goes_on_where_it_stopped(world, delivered):
+    params = SamplingParams(temperature=0.9, seed=3, repetition_penalty=1.2, logprobs=1)
+    request = request_of(world, params=params)
+    whole = await read_all(world.source, request)
+    outputs = tuple(event.token.token_id for event in whole[:delivered])
+    async with world.source.open(request, outputs) as events:
+        assert [event async for event in events] == whole[delivered:]
+
+
+async def test_a_full_queue_does_not_refuse_what_was_accepted_elsewhere(world):
+    world.hold()
+    rest = []
+
+    async def go_on():
+        async with world.source.open(request_of(world, max_tokens=3), ()) as events:
+            rest.extend([event.index async for event in events])
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(world.requests_max):
+            nursery.start_soon(read_all, world.source, request_of(world, max_tokens=3))
+        await world.until(lambda: held_requests(world) == world.requests_max)
+        nursery.start_soon(go_on)
+        await world.until(lambda: held_requests(world) == world.requests_max + 1)
+        world.release()
+    assert rest == [0, 1, 2]
+
+
 async def test_log_probabilities_come_when_asked_for(world):
     (event,) = await read_all(
         world.source, request_of(world, max_tokens=1, params=SamplingParams(temperature=0.0, logprobs=2))

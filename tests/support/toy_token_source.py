@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from contextlib import asynccontextmanager
-from itertools import cycle
+from itertools import cycle, islice
 
 import trio
 from flexpipe.actors.generation import GenerationFailedError, ModelFacts, PipelineStatus, TokenEvent
@@ -47,9 +47,9 @@ class ToyTokenSource:
             await trio.sleep_forever()
 
     @asynccontextmanager
-    async def open(self, request):
-        self._check(request)
-        stream = _Stream(request)
+    async def open(self, request, outputs=None):
+        self._check(request, is_new=outputs is None)
+        stream = _Stream(request, len(outputs or ()))
         self.opened.append(request)
         self._open[id(stream)] = stream
         self._notify()
@@ -97,10 +97,10 @@ class ToyTokenSource:
     async def until_idle(self):
         await self.until(lambda: not self._open)
 
-    def _check(self, request):
+    def _check(self, request, *, is_new):
         if not self._ready:
             raise GenerationFailedError("not_ready", "stage 1 is lost", 2.0)
-        if len(self._open) >= self.requests_max:
+        if is_new and len(self._open) >= self.requests_max:
             raise GenerationFailedError("overloaded", f"{self.requests_max} requests are under way", 3.0)
         if len(request.prompt) >= self.context_tokens:
             raise GenerationFailedError("too_long", f"the context holds {self.context_tokens} tokens")
@@ -108,7 +108,7 @@ class ToyTokenSource:
     async def _generate(self, stream):
         request = stream.request
         with stream.scope:
-            for index, token_id in enumerate(cycle(toy_tokens(request))):
+            for index, token_id in islice(enumerate(cycle(toy_tokens(request))), stream.first_index, None):
                 await self._gate.wait()
                 await trio.lowlevel.checkpoint()
                 finish = _finish(request, index, token_id)
@@ -155,8 +155,9 @@ def _sampled(request, token_id):
 class _Stream:
     """The events of one request: never makes the source wait, holds at most ``max_tokens`` of them."""
 
-    def __init__(self, request):
+    def __init__(self, request, first_index):
         self.request = request
+        self.first_index = first_index
         self.scope = trio.CancelScope()
         self._events = deque()
         self._failure = None
