@@ -26,6 +26,8 @@ class WireEvent(Enum):
 
     CONNECTED = auto()
     DISCONNECTED = auto()
+    REFUSED = auto()
+    """The other end takes no connection with the proof that this end brings."""
     DOUBTFUL = auto()
     """The wire cannot tell whether the other end is still there: a frame towards it would show it."""
 
@@ -74,6 +76,11 @@ class WireLink:
     def name(self) -> str:
         """For logs: which purpose and which peer."""
         return self._name
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it may still carry frames."""
+        return self._machine.is_open
 
     @property
     def peer_purpose(self) -> str:
@@ -175,6 +182,10 @@ class WireLink:
             self._post(machine.connected(trio.current_time()))
         elif event is WireEvent.DISCONNECTED:
             machine.disconnected()
+        elif event is WireEvent.REFUSED:
+            machine.lose(
+                "the other end does not accept this end's key or seal: let it add the key, or ask for a new link"
+            )
         elif event is WireEvent.DOUBTFUL:
             self._post(machine.sign_of_life(trio.current_time()))
         self._post(machine.tick(trio.current_time()))

@@ -9,6 +9,9 @@ from pathlib import Path
 
 from .address import AddressError, IpcAddress
 
+BACKLOG = 64
+"""How many may knock at once."""
+
 
 def new_unix_socket(kind: socket.SocketKind) -> socket.socket:
     """A non-blocking Unix socket (SOCK_STREAM or SOCK_SEQPACKET)."""
@@ -30,7 +33,7 @@ def listen_unix(address: IpcAddress, kind: socket.SocketKind) -> socket.socket:
             path.unlink()
         listener.bind(address.path)
         path.chmod(stat.S_IRUSR | stat.S_IWUSR)
-        listener.listen(1)
+        listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
         raise AddressError(f"{address} cannot be bound: {error.strerror}") from error

@@ -61,12 +61,16 @@ class ZmqSocket:
         return segments
 
     def send_nowait(self, segments: Sequence[Buffer]) -> bool:
-        """Send one message whole, or return False where there is no room or nobody to send to."""
+        """Send one message whole, or return False where there is no room or nobody to send to.
+
+        A ROUTER whose peers are mandatory raises `zmq.ZMQError` EHOSTUNREACH for one that is not there.
+        """
         self._check_open()
-        # libzmq looks into its mailbox at most once a millisecond while sending: on a refusal make it look, then believe it.
-        sent = self._try_send(segments) or (bool(self._events() & zmq.POLLOUT) and self._try_send(segments))
-        self._kick()
-        return sent
+        try:
+            # libzmq looks into its mailbox at most once a millisecond while sending: on a refusal make it look, then believe it.
+            return self._try_send(segments) or (bool(self._events() & zmq.POLLOUT) and self._try_send(segments))
+        finally:
+            self._kick()
 
     def receive_nowait(self) -> list[memoryview] | None:
         """The segments of the next message, or None."""
@@ -158,3 +162,20 @@ class ZmqSocket:
             if lot:
                 lot.unpark()
                 return
+
+
+def property_of(segment: memoryview, name: str) -> str:
+    """What libzmq knows of the connection that a received segment came over ("User-Id", "Peer-Address"); "" where nothing."""
+    frame = segment.obj
+    assert isinstance(frame, zmq.Frame)
+    try:
+        return str(frame.get(name))
+    except zmq.ZMQError:
+        return ""
+
+
+def descriptor_of(segment: memoryview) -> int:
+    """The descriptor number of the connection that a received segment came over; it may be another one's by now."""
+    frame = segment.obj
+    assert isinstance(frame, zmq.Frame)
+    return int(frame.get(zmq.SRCFD))

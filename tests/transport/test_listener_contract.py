@@ -1,31 +1,33 @@
 """What every listener must do, run over each transport: `transport.interface` is the contract."""
 
-import socket
 from contextlib import asynccontextmanager
 
 import pytest
 import trio
 from flexpipe.transport.address import AddressError
-from flexpipe.transport.interface import LinkClosedError, LinkLimits, PeerLostError
+from flexpipe.transport.interface import FrameError, LinkClosedError, LinkLimits, PeerLostError
 from flexpipe.transport.memory import MemoryNetwork, Weather
+from flexpipe.transport.zmq_link import ZmqTransport
+from key_rings import free_port, key_rings
 from trio.testing import wait_all_tasks_blocked
 
-pytestmark = pytest.mark.parametrize("kind", ["memory", "bad-weather"])
+pytestmark = pytest.mark.parametrize("kind", ["memory", "bad-weather", "ipc", "tcp", "keys"])
 
 
 @asynccontextmanager
 async def two_transports(kind, folder):
-    """Transports of two processes, and an address at which the first can listen and the second reach it."""
-    rough = Weather(delay_s_min=0.0001, delay_s_max=0.002, loss_probability=0.1, retransmit_s=0.003)
-    network = MemoryNetwork(seed=7, weather=rough if kind == "bad-weather" else Weather())
-    async with network.open("left", "n1") as left, network.open("right", "n2") as right:
-        yield left, right, "memory://meeting"
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """Transports of two processes, and an address at which the first, node n1, can listen and the second, n2, reach it."""
+    if kind in {"memory", "bad-weather"}:
+        rough = Weather(delay_s_min=0.0001, delay_s_max=0.002, loss_probability=0.1, retransmit_s=0.003)
+        network = MemoryNetwork(seed=7, weather=rough if kind == "bad-weather" else Weather())
+        async with network.open("left", "n1") as left, network.open("right", "n2") as right:
+            yield left, right, "memory://meeting"
+        return
+    rings = key_rings(folder, "n1", "n2") if kind == "keys" else (None, None)
+    host = {"ipc": f"ipc://{folder}/door", "tcp": f"tcp://127.0.0.1:{free_port()}"}
+    address = host.get(kind, f"tcp://n1@127.0.0.1:{free_port()}")
+    async with ZmqTransport.open(rings[0]) as left, ZmqTransport.open(rings[1]) as right:
+        yield left, right, address
 
 
 def text(parts):
@@ -46,6 +48,14 @@ async def test_each_peer_gets_a_link_of_its_own_and_says_what_for(kind, tmp_path
             await link.send([b"to ", purpose.encode()])
         for purpose, link in connected.items():
             assert text(await link.receive()) == [b"to ", purpose.encode()]
+
+
+async def test_a_key_says_who_came(kind, tmp_path):
+    async with two_transports(kind, tmp_path) as (left, right, address):
+        listener = await left.listen(address, name="door")
+        await right.connect(address, name="node", purpose="gateway of n7")
+        accepted = await listener.accept()
+        assert (accepted.peer, accepted.purpose) == ("" if kind in {"ipc", "tcp"} else "n2", "gateway of n7")
 
 
 async def test_peers_that_came_before_the_listener_are_taken(kind, tmp_path):
@@ -144,12 +154,12 @@ async def test_the_end_of_the_listening_transport_ends_its_links(kind, tmp_path)
             with pytest.raises(PeerLostError):
                 await connected.receive()
 
-        listener = await right.listen(address, name="door")
-        connected = await left.connect(address, name="node", purpose="node")
+        listener = await left.listen(address, name="door")
+        connected = await right.connect(address, name="node", purpose="node")
         await listener.accept()
         nursery.start_soon(lose, connected)
         await wait_all_tasks_blocked()
-        right._nursery.cancel_scope.cancel()
+        left._nursery.cancel_scope.cancel()
 
 
 async def test_an_end_for_one_peer_is_no_listener_and_says_so(kind, tmp_path):
@@ -158,15 +168,15 @@ async def test_an_end_for_one_peer_is_no_listener_and_says_so(kind, tmp_path):
     async with two_transports(kind, tmp_path) as (left, right, address):
         bound = await left.bind(address, name="bound")
         await right.connect(address, name="node", purpose="node")
-        with pytest.raises(Exception, match="came to a listener, for 'node'"):
+        with pytest.raises(FrameError, match="came to a listener, for 'node'"):
             await bound.receive()
 
 
 async def test_a_second_listener_at_an_address_is_refused(kind, tmp_path):
-    async with two_transports(kind, tmp_path) as (left, right, address):
+    async with two_transports(kind, tmp_path) as (left, _, address):
         await left.listen(address, name="first")
         with pytest.raises(AddressError):
-            await right.listen(address, name="second")
+            await left.listen(address, name="second")
 
 
 async def test_a_cancelled_accept_loses_nobody(kind, tmp_path):

@@ -116,7 +116,7 @@ async def test_a_file_left_by_a_killed_process_is_taken_over_and_other_files_are
 
 async def test_nothing_binds_beyond_loopback(tmp_path):
     async with ZmqTransport.open() as transport:
-        with pytest.raises(AddressError, match="not encrypted"):
+        with pytest.raises(AddressError, match="there are no keys"):
             await transport.bind("tcp://0.0.0.0:7777", name="open to all")
 
 
