@@ -33,6 +33,16 @@ CATALOGUE: Mapping[str, tuple[str, ...]] = {
     "pipeline_interrupted": ("sentence",),
     "pipeline_down": ("sentence",),
     "coordinator_gave_up": ("sentence",),
+    # nodes: at the leader, then on each node
+    "node_came": ("node", "devices"),
+    "node_drains": ("node", "reason"),
+    "node_gone": ("node", "sentence"),
+    "node_refused": ("reason", "sentence"),
+    "node_joined": ("leader", "term", "version"),
+    "node_left": ("reason", "failed"),
+    "node_workers_ended": ("workers", "reason"),
+    "link_refused": ("peer", "purpose", "sentence"),
+    "link_ended": ("peer", "purpose", "sentence"),
     # replicas
     "replica_started": ("replica", "stages"),
     "replica_retired": ("replica", "handed_over"),

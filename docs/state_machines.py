@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from flexpipe.actors.change import CHANGE_TRANSITIONS
+from flexpipe.actors.cluster.node_agent_machine import AGENT_TRANSITIONS
+from flexpipe.actors.cluster.nodes_machine import NODE_TRANSITIONS
 from flexpipe.actors.coordinator_events import PIPELINE_TRANSITIONS
 from flexpipe.actors.handoff_machine import HANDOFF_TRANSITIONS
 from flexpipe.actors.transitions import Transitions
@@ -34,6 +36,8 @@ MACHINES: tuple[tuple[Transitions[Any], str, str], ...] = (
         "One for each worker and epoch in which it gives or takes pages.",
     ),
     (WORKER_TRANSITIONS, "actors/worker_machine.py", "One for each process, in the daemon's pool of workers."),
+    (NODE_TRANSITIONS, "actors/cluster/nodes_machine.py", "One for each node that belongs to a cluster, at its leader."),
+    (AGENT_TRANSITIONS, "actors/cluster/node_agent_machine.py", "One on each node."),
 )
 
 

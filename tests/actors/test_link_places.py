@@ -3,10 +3,11 @@
 import itertools
 
 import pytest
-from flexpipe.actors.cluster.link_places import SEAL_BYTES, ClusterPlaces, NodePlace, PortLedger
+from flexpipe.actors.cluster.link_places import ClusterPlaces, NodePlace, PortLedger
 from flexpipe.actors.link_place import LinkPlace
 from flexpipe.actors.route import RouteError
 from flexpipe.transport.address import parse_address
+from flexpipe.transport.interface import SEAL_BYTES
 
 
 class Cluster:

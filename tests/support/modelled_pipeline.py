@@ -89,6 +89,24 @@ class ModelledPipeline:
         return tuple(itertools.islice(itertools.count(self.machine.roster.next_worker), count))
 
 
+class _OneHost:
+    """Where the workers of a pipeline live and meet: here, all of them."""
+
+    def __init__(self, factory):
+        self._factory = factory
+
+    def places(self, replica):
+        return NamedPlaces(f"memory://{replica}-{{epoch}}-{{link}}")
+
+    def doors(self, replica):
+        return BoundDoors(self._factory.transport, f"memory://{replica}-control-{{worker}}")
+
+    def launcher(self, replica):
+        factory = self._factory
+        prefix = "worker" if replica == 0 else f"replica-{replica}-worker"
+        return TaskLauncher(factory.network, factory.nursery, factory.engine, factory.log_text, prefix)
+
+
 class ModelledFactory:
     """Makes modelled pipelines in a loop; a `ReplicaFactory`. ``made`` has the latest of each number."""
 
@@ -105,20 +123,22 @@ class ModelledFactory:
         worker_limits=None,
         engine=None,
         steps_under_way_max=None,
+        ground=None,
     ):
         self.made = {}
         self.journals = {}
         self.log_text = io.StringIO()
         self.engine = engine or (lambda: ModelledEngine(MODEL, speed))
         self._refusal = None
-        self._nursery = nursery
-        self._network = network
-        self._transport = transport
+        self.nursery = nursery
+        self.network = network
+        self.transport = transport
         self._blocks = blocks
         self._limits = limits or SchedulerLimits()
         self._steps_under_way_max = steps_under_way_max
         self._coordinator_limits = coordinator_limits or CoordinatorLimits()
         self._worker_limits = worker_limits or WorkerLimits()
+        self._ground = ground or _OneHost(self)
 
     def refuse(self, error):
         """Let the next one not be made."""
@@ -130,21 +150,17 @@ class ModelledFactory:
             raise self._refusal
         spec = PipelineSpec(EngineSpec(), stages, MODEL.layers_of, self._blocks, CONTEXT_TOKENS)
         log = EventLog(self.log_text, process="daemon", replica=replica)
-        machine = CoordinatorMachine(
-            spec, self._coordinator_limits, NamedPlaces(f"memory://{replica}-{{epoch}}-{{link}}")
-        )
+        machine = CoordinatorMachine(spec, self._coordinator_limits, self._ground.places(replica))
         scheduler = Scheduler(
             self._limits, log, context_tokens=CONTEXT_TOKENS, steps_under_way_max=self._steps_under_way_max
         )
         journal = self.journals.setdefault(replica, MemoryJournal(write_s=0.002))
-        prefix = "worker" if replica == 0 else f"replica-{replica}-worker"
-        launcher = TaskLauncher(self._network, self._nursery, self.engine, self.log_text, prefix)
-        doors = BoundDoors(self._transport, f"memory://{replica}-control-{{worker}}")
-        pool = WorkerPool(launcher, doors, scheduler, self._worker_limits, log)
+        launcher = self._ground.launcher(replica)
+        pool = WorkerPool(launcher, self._ground.doors(replica), scheduler, self._worker_limits, log)
         coordinator = Coordinator(machine, pool, scheduler, journal, log)
         pipeline = Pipeline(replica, FACTS, scheduler, coordinator, pool)
         self.made[replica] = ModelledPipeline(
-            pipeline, scheduler, coordinator, pool, self._network, launcher, journal, self.log_text
+            pipeline, scheduler, coordinator, pool, self.network, launcher, journal, self.log_text
         )
         yield pipeline
 
