@@ -40,7 +40,7 @@ from .replica_factory import LocalReplicas, Surroundings
 from .runtime.text.text_stream import TextStream
 from .transport.zmq_link import ZmqTransport
 from .warm_folder import warm_folder
-from .worker_launcher import ForkLauncher
+from .worker_launcher import ForkLauncher, Workplace
 
 LOG_FOLDERS_KEPT = 20
 """Log folders of earlier runs that stay in the state folder; older ones are removed."""
@@ -72,7 +72,7 @@ async def serve(model: PreparedModel, config: ServeConfig, present: Presenter) -
         async with ZmqTransport.open() as transport:
             cores = {device.device: device.cores for device in model.devices}
             files = msgspec.structs.replace(model.files, warm_folder=warm)
-            async with ForkLauncher.open(log_folder, sockets, files, cores) as launcher:
+            async with ForkLauncher.open(log_folder, Workplace(sockets, files, cores)) as launcher:
                 around = Surroundings(log_folder, log_stream, sockets, transport, launcher)
                 return await _Daemon(model, config, around).run(present)
 

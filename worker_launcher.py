@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -59,24 +60,27 @@ class HostProcess:
         self._reaped.set()
 
 
-class ForkLauncher:
-    """Forks the workers of all replicas of a daemon, which compute from ``files`` and meet in the folder ``sockets``.
+@dataclass(frozen=True, slots=True)
+class Workplace:
+    """What all workers of a daemon have in common: the folder where they meet, the model's files, the node's keys.
 
     ``cores`` says on which cores the worker of a device stays; one of a device that is not there goes where there is room.
+    ``keys`` is the folder of the node's keys, "" where it has none; ``insecure`` as in `ZmqTransport.open`.
     """
 
-    def __init__(
-        self,
-        log_folder: Path,
-        sockets: Path,
-        files: ModelFiles,
-        cores: Mapping[str, tuple[int, ...]],
-        nursery: trio.Nursery,
-    ) -> None:
+    sockets: Path
+    files: ModelFiles
+    cores: Mapping[str, tuple[int, ...]]
+    keys: str = ""
+    insecure: bool = False
+
+
+class ForkLauncher:
+    """Forks the workers of all replicas of a daemon."""
+
+    def __init__(self, log_folder: Path, workplace: Workplace, nursery: trio.Nursery) -> None:
         self._log_folder = log_folder
-        self._sockets = sockets
-        self._files = files
-        self._cores = cores
+        self._workplace = workplace
         self._nursery = nursery
         self._server: trio.Process | None = None
         self._forked: dict[int, trio.MemorySendChannel[HostProcess | None]] = {}  # by order
@@ -86,12 +90,10 @@ class ForkLauncher:
 
     @classmethod
     @asynccontextmanager
-    async def open(
-        cls, log_folder: Path, sockets: Path, files: ModelFiles, cores: Mapping[str, tuple[int, ...]]
-    ) -> AsyncIterator[Self]:
+    async def open(cls, log_folder: Path, workplace: Workplace) -> AsyncIterator[Self]:
         """A launcher whose fork server starts now and ends with the block."""
         async with trio.open_nursery() as nursery:
-            launcher = cls(log_folder, sockets, files, cores, nursery)
+            launcher = cls(log_folder, workplace, nursery)
             await launcher._start()
             try:
                 yield launcher
@@ -106,7 +108,7 @@ class ForkLauncher:
 
     async def fork(self, replica: int, worker: int, device: str, control: ControlPlace, folder: Path) -> HostProcess:
         """Have a worker forked. Raises OSError where it cannot be."""
-        number = next(self._orders)
+        work, number = self._workplace, next(self._orders)
         order = WorkerOrder(
             number=number,
             replica=replica,
@@ -115,10 +117,12 @@ class ForkLauncher:
             purpose=control.purpose,
             log=str(folder / f"worker-{worker}.jsonl"),
             errors=str(folder / f"worker-{worker}.stderr"),
-            cores=self._cores.get(device, ()),
+            cores=work.cores.get(device, ()),
             daemon_pid=os.getpid(),
-            files=self._files,
-            sockets=str(self._sockets),
+            files=work.files,
+            sockets=str(work.sockets),
+            keys=work.keys,
+            insecure=work.insecure,
         )
         sender, receiver = trio.open_memory_channel[HostProcess | None](1)
         async with self._turn:

@@ -22,7 +22,8 @@ class WorkerOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the daemon asks the fork server for: a worker that connects to ``control`` and computes from ``files``.
 
     ``purpose`` is what it says there where others come, too. ``cores`` empty: wherever there is room. ``sockets`` is the folder
-    where the workers of this node meet.
+    where the workers of this node meet, ``keys`` the one with the node's keys, "" where it has none; ``insecure`` as in
+    `ZmqTransport.open`.
     """
 
     number: int
@@ -36,6 +37,8 @@ class WorkerOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sockets: str
     replica: int = 0
     purpose: str = ""
+    keys: str = ""
+    insecure: bool = False
 
 
 def become_worker(order: WorkerOrder) -> int:
@@ -91,11 +94,13 @@ def _live(order: WorkerOrder, all_cores: set[int]) -> int:
     from .actors.stage import StageActor
     from .actors.worker_pool import CONTROL_LIMITS
     from .runtime.stage_engine import LoweredStageEngine
+    from .transport.key_ring import KeyRing
     from .transport.zmq_link import ZmqTransport
 
     async def live() -> bool:
-        async with ZmqTransport.open() as transport:
-            link = await transport.connect(order.control, name="control", limits=CONTROL_LIMITS)
+        keys = KeyRing.load(Path(order.keys)) if order.keys else None
+        async with ZmqTransport.open(keys, insecure=order.insecure) as transport:
+            link = await transport.connect(order.control, name="control", limits=CONTROL_LIMITS, purpose=order.purpose)
             engine = EngineThread(partial(LoweredStageEngine, files=order.files), all_cores)
             actor = StageActor(order.worker, link, transport, engine, log, sockets=order.sockets)
             try:

@@ -66,11 +66,11 @@ class Surroundings:
 
     async def bind(self, place: LinkPlace, *, name: str) -> Link:
         """Be the binding end. Raises `AddressError` where the place is none for this worker."""
-        return await self.transport.bind(self.address(place), name=name)
+        return await self.transport.bind(self.address(place), name=name, seal=place.seal)
 
     async def connect(self, place: LinkPlace, *, name: str) -> Link:
         """Be the connecting end. Raises `AddressError` where the place is none for this worker."""
-        return await self.transport.connect(self.address(place), name=name)
+        return await self.transport.connect(self.address(place), name=name, seal=place.seal)
 
     def ring_path(self, place: LinkPlace) -> str | None:
         """Where the ring of a link lies; None where its ends are not on one host for sure."""

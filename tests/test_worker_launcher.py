@@ -12,7 +12,7 @@ from flexpipe.actors.route import StagePlacement
 from flexpipe.actors.worker_pool import CONTROL_LIMITS, UNKNOWN_EXIT, ControlPlace
 from flexpipe.runtime.interface import ModelFiles
 from flexpipe.transport.zmq_link import ZmqTransport
-from flexpipe.worker_launcher import ForkLauncher, HostProcess
+from flexpipe.worker_launcher import ForkLauncher, HostProcess, Workplace
 from served import parent_of
 
 pytestmark = pytest.mark.slow
@@ -43,7 +43,7 @@ class Launched:
 async def launched(tmp_path):
     cores = {"cpu:0": (min(os.sched_getaffinity(0)),)}
     with trio.fail_after(START_S_MAX):
-        async with ZmqTransport.open() as transport, ForkLauncher.open(tmp_path, tmp_path, FILES, cores) as launcher:
+        async with ZmqTransport.open() as transport, ForkLauncher.open(tmp_path, Workplace(tmp_path, FILES, cores)) as launcher:
             yield Launched(launcher, transport, tmp_path)
 
 
@@ -117,7 +117,7 @@ async def test_several_orders_at_once_each_get_their_own_process(launched):
 async def test_the_fork_server_ends_with_its_launcher(tmp_path):
     with trio.fail_after(START_S_MAX):
         async with ZmqTransport.open() as transport:
-            async with ForkLauncher.open(tmp_path, tmp_path, FILES, {}) as launcher:
+            async with ForkLauncher.open(tmp_path, Workplace(tmp_path, FILES, {})) as launcher:
                 process, _ = await Launched(launcher, transport, tmp_path).launch(0)
                 fork_server = os.pidfd_open(parent_of(process.pid))
             await trio.lowlevel.wait_readable(fork_server)

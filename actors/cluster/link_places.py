@@ -13,6 +13,7 @@ from ..device_name import node_of
 from ..link_place import HERE, LinkPlace
 from ..route import RouteError
 
+
 @dataclass(frozen=True, slots=True)
 class NodePlace:
     """Where a node can be reached: its host, and the ports that its workers may bind, both ends of the range included."""
@@ -56,7 +57,7 @@ class PortLedger:
 
 
 class ClusterPlaces:
-    """The `LinkPlaces` of one pipeline. Names begin with ``prefix``; ``draw_seal`` gives `transport.interface.SEAL_BYTES` of chance."""
+    """The `LinkPlaces` of one pipeline. Names begin with ``prefix``; ``draw_seal`` gives `SEAL_BYTES` of chance."""
 
     def __init__(self, prefix: str, ports: PortLedger, draw_seal: Callable[[], bytes]) -> None:
         self._prefix = prefix
