@@ -198,8 +198,7 @@ def _frozen(pipeline: RealPipeline, points: _Points) -> Calibration:
         for tokens in PROMPTS[under_way]:
             at.append(tokens)
             seconds.append(points.step_s(under_way, tokens) / through - square_s * tokens**2)
-        rising = np.maximum.accumulate(np.array(seconds))
-        tables.append(tuple(np.interp(known, at, rising).tolist()))
+        tables.append(tuple(np.interp(known, at, _rising(seconds)).tolist()))
     # Beside others nothing is faster than alone.
     tables[1] = tuple(np.maximum(tables[0], tables[1]).tolist())
     return Calibration(
@@ -221,6 +220,17 @@ def _frozen(pipeline: RealPipeline, points: _Points) -> Calibration:
         kv_tokens=KV_TOKENS,
         steps_max=steps_under_way_max(),
     )
+
+
+def _rising(values: list[float]) -> list[float]:
+    """The nearest values, in the least squares, that never fall: neighbours that do are replaced by their mean."""
+    groups: list[tuple[float, int]] = []
+    for value in values:
+        groups.append((value, 1))
+        while len(groups) > 1 and groups[-2][0] > groups[-1][0]:
+            (one, ones), (other, others) = groups[-2:]
+            groups[-2:] = [((one * ones + other * others) / (ones + others), ones + others)]
+    return [value for value, count in groups for _ in range(count)]
 
 
 def _context_s(points: _Points) -> float:

@@ -27,6 +27,8 @@ from ..sim.fidelity.calibration import read_calibration
 from ..sim.fidelity.comparison import QUICK, Extent
 from .console import err, out
 
+QUIET_CORES_MAX = 0.2
+"""Of others, beyond which times are theirs as well."""
 TITLES = {"world": "the simulated world", "cluster": "the cluster simulator"}
 
 

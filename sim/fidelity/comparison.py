@@ -33,7 +33,7 @@ _FLOOD_REQUESTS = 400
 class Extent:
     """How much is compared: ``seconds`` of arrivals at each load, and ``changes`` in each."""
 
-    seconds: float = 45.0
+    seconds: float = 40.0
     changes: int = len(CHANGES)
 
 

@@ -23,7 +23,7 @@ from ...actors.route import StagePlacement
 from ...actors.scheduler import Scheduler
 from ...actors.scheduler_machine import SchedulerLimits
 from ...actors.worker_machine import WorkerLimits
-from ...actors.worker_pool import WorkerPool
+from ...actors.worker_pool import BoundDoors, WorkerPool
 from ...runtime.interface import BLOCK_TOKENS, EngineSpec, SamplingParams
 from ...transport.memory import MemoryNetwork, Weather
 from ..memory_journal import MemoryJournal
@@ -84,7 +84,8 @@ class _World:
                 limits, self._log, context_tokens=known.kv_tokens, steps_under_way_max=known.steps_max
             )
             launcher = TaskLauncher(self._network, nursery, lambda: TimedEngine(self._host), _Nowhere())
-            pool = WorkerPool(launcher, transport, scheduler, WorkerLimits(), self._log, "memory://control-{worker}")
+            doors = BoundDoors(transport, "memory://control-{worker}")
+            pool = WorkerPool(launcher, doors, scheduler, WorkerLimits(), self._log)
             machine = CoordinatorMachine(spec, CoordinatorLimits(), NamedPlaces("memory://{epoch}-{link}"))
             coordinator = Coordinator(machine, pool, scheduler, MemoryJournal(), self._log)
             facts = ModelFacts(known.model, "modelled", MODEL.layers, known.kv_tokens)
