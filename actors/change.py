@@ -222,5 +222,6 @@ def open_messages(
             transfers=tuple(move for move in moves if worker in (move.donor, move.acquirer)),
             precopy=precopy,
             live=live,
+            donors=len({move.donor for move in moves}),
         )
     return opens

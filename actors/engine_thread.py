@@ -1,7 +1,8 @@
-"""A synchronous `StageEngine` behind the awaited `EnginePort`, in three threads that live as long as the worker.
+"""A synchronous `StageEngine` behind the awaited `EnginePort`, in four threads that live as long as the worker.
 
-One thread computes, always the same, because a CPU engine's workers belong to the thread that first used them. Loading and the
-copying of many pages have threads of their own, so that a step never waits behind them; the loading one gives way to steps (nice).
+One thread computes, always the same, because a CPU engine's workers belong to the thread that first used them. Loading, the copying
+of many pages, and the finding of memory for blocks that are not used yet have threads of their own, so that a step never waits
+behind them; loading and finding give way to steps (nice).
 The actor's loop stays free meanwhile, so heartbeats go on while a step computes.
 """
 
@@ -12,7 +13,7 @@ import resource
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -45,6 +46,8 @@ SMALL_COPY_BYTES_MAX = 4 * 1024 * 1024
 """Pages that are copied in the actor's own thread, which then hears nothing for half a millisecond. There and back again another
 thread costs as much at each end, so that 1 MiB, copied in 0.1 ms, took 0.9 (`bench/handoff_link.py`). Not on a GPU, whose copies
 wait for the step that it computes."""
+BACKING_SHARE_MAX = 0.05
+"""Share of a core that the finding of memory may take: 25 MiB a second where it costs most."""
 LOADING_PAUSE_S = 0.015
 """How long a load rests after each piece (an atom that is mapped, a weight that is read) while steps run. Mapping an atom
 takes 0.25 ms, most of it with the GIL, for which a step asks after every operator: without rests, mapping 31 atoms added
@@ -65,6 +68,9 @@ class EngineThread:
         self._computing = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
         self._loading = ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader", initializer=_stand_back)
         self._copying = ThreadPoolExecutor(max_workers=1, thread_name_prefix="pages")
+        self._backing = ThreadPoolExecutor(max_workers=1, thread_name_prefix="memory", initializer=_stand_back)
+        self._backed_blocks = 0  # with more of them in use, memory is to be found
+        self._last_backing: Future[None] | None = None
         self._steps = 0
         self._computes = False
 
@@ -95,16 +101,20 @@ class EngineThread:
             # An error is raised outside, or the nursery would wrap it.
             loaded = await outcome.acapture(_call, self._loading, self._engine.load, atoms, note)
             nursery.cancel_scope.cancel()
+        self._backed_blocks = 0  # not in the new layers
         return loaded.unwrap()
 
     async def reserve(self, atoms: range, blocks: int) -> int:
         """Make room for ``blocks`` KV blocks of ``atoms``; the bytes that all pages may take."""
-        return await _call(self._computing, self._loaded.reserve, atoms, blocks)
+        reserved_bytes = await _call(self._computing, self._loaded.reserve, atoms, blocks)
+        self._back(0)  # even while another is under way, which may not know the new layers
+        return reserved_bytes
 
     async def run(
         self, atoms: range, batch: RaggedBatch, hidden: BufferView | None, rows: Sequence[SampleRow]
     ) -> StageOutput:
         """Run one step through ``atoms``."""
+        self._back_if_short(int(batch.block_tables.max(initial=0)) + 1)
         self._steps += 1
         self._computes = True
         try:
@@ -122,6 +132,7 @@ class EngineThread:
         """Let go of atoms outside ``keep`` and their pages, and of KV blocks from ``blocks`` on; the bytes freed."""
         if self._engine is None:
             return 0
+        self._backed_blocks = min(self._backed_blocks, blocks)
         return await _call(self._computing, self._loaded.drop, keep, blocks)
 
     async def gather_pages(self, pages: Sequence[LayerPages], out: memoryview) -> int:
@@ -146,7 +157,26 @@ class EngineThread:
                 engine.scatter_pages(part.layer, part.block_numbers, its_data)
             return True
 
+        self._back_if_short(max(int(part.block_numbers.max(initial=0)) for part in pages) + 1)
         return await self._copy(data.nbytes, scatter)
+
+    @property
+    def is_backed(self) -> bool:
+        """Whether no memory is being found for KV blocks just now."""
+        return self._last_backing is None or self._last_backing.done()
+
+    def _back_if_short(self, blocks: int) -> None:
+        """Have memory for more than these ``blocks`` soon; costs nothing where it is there."""
+        if blocks > self._backed_blocks and self.is_backed:
+            self._back(blocks)
+
+    def _back(self, blocks: int) -> None:
+        engine = self._loaded
+
+        def back() -> None:
+            self._backed_blocks = engine.back_pages(blocks, _resting(BACKING_SHARE_MAX))
+
+        self._last_backing = self._backing.submit(back)
 
     async def _copy(self, size: int, copy: Callable[[], T]) -> T:
         if self._in_host_memory and size <= SMALL_COPY_BYTES_MAX:
@@ -169,6 +199,18 @@ def _stay_on(cores: Collection[int]) -> None:
     for task in Path("/proc/self/task").iterdir():
         with suppress(ProcessLookupError):  # it ended meanwhile
             os.sched_setaffinity(int(task.name), cores)
+
+
+def _resting(share_max: float) -> Callable[[], None]:
+    """To be called between pieces of what may take ``share_max`` of a core: sleeps as long as the last piece deserves."""
+    began_s = time.perf_counter()
+
+    def rest() -> None:
+        nonlocal began_s
+        time.sleep((time.perf_counter() - began_s) * (1 / share_max - 1))
+        began_s = time.perf_counter()
+
+    return rest
 
 
 def _stand_back() -> None:

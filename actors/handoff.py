@@ -191,12 +191,16 @@ class Handoff:
         await self._handle(RunSent(job.transfer))
 
     async def _send_gently(self, job: SendRun) -> None:
-        """Send, then rest, unless the cut comes; all transfers of this worker in turn, so that their shares do not add up."""
+        """Send, then rest, unless the cut comes.
+
+        All transfers of this worker in turn, and it takes its part of the share only, so that shares do not add up.
+        """
+        share_max = self._limits.copy_share_max / max(1, self._opened.donors)
         async with self._gentle_turn:
             began_s = trio.current_time()
             await self._send(job)
             busy_s = trio.current_time() - began_s
-            with trio.move_on_after(busy_s * (1 / self._limits.copy_share_max - 1)):
+            with trio.move_on_after(busy_s * (1 / share_max - 1)):
                 await self._hurry.wait()
 
     async def _send(self, job: SendRun) -> None:

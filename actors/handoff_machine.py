@@ -63,16 +63,17 @@ class HandoffLimits:
 
     ``runs_under_way_max``: runs of one transfer that may be under way after the cut, so that copying out, sending and copying
     in go on side by side. ``remaining_bytes_max``: what may be left at the vote.
-    ``refusals_max``: runs of one transfer that an acquirer may refuse. ``copy_share_max`` (above 0): the share of its time
-    that a donor may copy before the cut, all transfers together, so that copying gives way to steps.
+    ``refusals_max``: runs of one transfer that an acquirer may refuse. ``copy_share_max`` (above 0): the share of one
+    core's time that the donors of a change together may copy before the cut, so that copying gives way to steps; what it costs
+    their acquirers is about twice that.
     """
 
-    run_bytes_max: int = 1024 * 1024
+    run_bytes_max: int = 4 * 1024 * 1024
     hurried_run_bytes_max: int = 4 * 1024 * 1024
     runs_under_way_max: int = 3
     remaining_bytes_max: int = 4 * 1024 * 1024
     refusals_max: int = 8
-    copy_share_max: float = 0.03
+    copy_share_max: float = 0.02
 
 
 DEFAULT_HANDOFF_LIMITS = HandoffLimits()

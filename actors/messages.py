@@ -105,7 +105,8 @@ class Open(Message, frozen=True, tag=True):
 
     A worker of the next route makes room for ``kv_blocks`` and opens its activation links: it binds ``upstream`` (None on the
     first stage) and connects to ``downstream`` (None on the last). A donor has a transfer that names it: it starts to copy
-    pages if ``precopy``. ``live`` is a bit per block (little-endian bit order): the blocks that requests hold now.
+    pages if ``precopy``. ``live`` is a bit per block (little-endian bit order): the blocks that requests hold now. ``donors``
+    workers give pages, and share what copying may cost those who serve meanwhile.
     """
 
     epoch: int
@@ -115,6 +116,7 @@ class Open(Message, frozen=True, tag=True):
     transfers: tuple[Transfer, ...]
     precopy: bool
     live: bytes
+    donors: int = 1
 
 
 class CopyProgress(Message, frozen=True, tag=True):

@@ -75,6 +75,10 @@ class PagesEngine:
         """There is nothing to load."""
         return StageFacts(0, 0, 0, (), (), (), "", "pages only")
 
+    def back_pages(self, _blocks: int, _rest: Callable[[], None]) -> int:
+        """All have memory: they are full."""
+        return self.held.blocks
+
     def gather_pages(self, layer: int, blocks: Int32Array, out: memoryview) -> None:
         """See `StageEngine`."""
         self.held.gather(layer, blocks, out)

@@ -177,9 +177,9 @@ class StageEngine(Protocol):
     It holds *resident* atoms with the KV pages of their layers, and runs a step through any run of them: in a refactoring a
     worker serves the atoms of two epochs for a while. Atoms are named by half-open ranges of the program's.
 
-    Threads: `run`, `reserve`, `use_threads` and `drop` are called by one thread, the engine's. `load`, `gather_pages` and
-    `scatter_pages` may be called by other threads while a step runs; none of them may hold that step up for longer than an
-    instant.
+    Threads: `run`, `reserve`, `use_threads` and `drop` are called by one thread, the engine's. `load`, `back_pages`,
+    `gather_pages` and `scatter_pages` may be called by other threads while a step runs; none of them may hold that step up for
+    longer than an instant.
     """
 
     def load(self, atoms: range, progress: Callable[[int, int], None]) -> StageFacts:
@@ -211,6 +211,14 @@ class StageEngine(Protocol):
         """Let go of resident atoms outside ``keep``, of their pages, and of KV blocks from ``blocks`` on in those that stay.
 
         Gives the bytes that are free for it.
+        """
+        ...
+
+    def back_pages(self, blocks: int, rest: Callable[[], None]) -> int:
+        """Put memory behind KV blocks 0 .. ``blocks`` - 1, and behind some more, so that no first write to them has to wait.
+
+        Changes no content. ``rest`` is called between pieces of a few milliseconds. Gives how many blocks may be in use before
+        there is more to do.
         """
         ...
 

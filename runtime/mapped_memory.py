@@ -28,6 +28,8 @@ _MADV_DONTNEED = 4
 _MADV_HUGEPAGE = 14
 _MADV_POPULATE_READ = 22
 """Linux 5.14: read every page now. Where the kernel is older, pages come as they are first read."""
+_MADV_POPULATE_WRITE = 23
+"""As above, to write to them."""
 _MADV_COLLAPSE = 25
 """Linux 6.1."""
 _FAILED = ctypes.c_void_p(-1).value
@@ -65,6 +67,7 @@ class AddressSpace:
     def __init__(self, size: int) -> None:
         self._range = _Range(size)
         self._opened = 0
+        self._backed = 0
 
     def open(self, size: int) -> Bytes:
         """The first ``size`` bytes, for reading and writing. Physical memory is taken as they are first written."""
@@ -79,9 +82,21 @@ class AddressSpace:
             self._opened = end
         return np.asarray(self._range)[:size]
 
+    @property
+    def backed(self) -> int:
+        """How many of the first bytes `back` put memory behind."""
+        return self._backed
+
+    def back(self) -> None:
+        """Put physical memory behind one huge page more of what is opened. Any thread may, while others read and write."""
+        if self._backed < self._opened:
+            _libc.madvise(self._range.address + self._backed, HUGE_PAGE_BYTES, _MADV_POPULATE_WRITE)
+            self._backed += HUGE_PAGE_BYTES
+
     def discard(self, first: int) -> None:
         """Give the physical memory of whole small pages from byte ``first`` on back to the system; they read as zeros."""
         first = _up(first, mmap.PAGESIZE)
+        self._backed = min(self._backed, first // HUGE_PAGE_BYTES * HUGE_PAGE_BYTES)
         if first < self._opened:
             _libc.madvise(self._range.address + first, self._opened - first, _MADV_DONTNEED)
 

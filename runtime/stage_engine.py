@@ -99,6 +99,10 @@ class LoweredStageEngine:
         """See `StageEngine.drop`."""
         return self.resident.drop(keep, blocks)
 
+    def back_pages(self, blocks: int, rest: Callable[[], None]) -> int:
+        """See `StageEngine.back_pages`."""
+        return self.pages.back(blocks, rest)
+
     def gather_pages(self, layer: int, blocks: Int32Array, out: memoryview) -> None:
         """See `StageEngine.gather_pages`."""
         self.pages.gather(layer, blocks, out)

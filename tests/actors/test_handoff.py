@@ -121,12 +121,12 @@ class Worker:
 class Handover:
     """One donor, one acquirer or two, and the network between them."""
 
-    def __init__(self, nursery, transports, addresses, network, *, precopy, limits):
+    def __init__(self, nursery, transports, addresses, network, *, precopy, limits, donors):
         self.transfers = tuple(
             Transfer(DONOR, acquirer, LinkPlace(address), LAYERS, (PAGE_BYTES,) * len(LAYERS))
             for acquirer, address in addresses.items()
         )
-        opened = Open(EPOCH, BLOCKS, None, None, self.transfers, precopy, live_bits(range(BLOCKS), BLOCKS))
+        opened = Open(EPOCH, BLOCKS, None, None, self.transfers, precopy, live_bits(range(BLOCKS), BLOCKS), donors)
         self.network = network
         self.workers = {number: Worker(number, opened, limits) for number in (DONOR, *addresses)}
         self.donor, self.acquirer = self.workers[DONOR], self.workers[ACQUIRER]
@@ -156,7 +156,7 @@ class Handover:
 
 
 @asynccontextmanager
-async def handover(kind, folder, *, precopy=True, limits=HandoffLimits(), acquirers=(ACQUIRER,)):
+async def handover(kind, folder, *, precopy=True, limits=HandoffLimits(), acquirers=(ACQUIRER,), donors=1):
     """Yield a `Handover` whose workers were not started; afterwards everything ends."""
     network = MemoryNetwork(1) if kind == "memory" else None
     where = "memory://pages" if kind == "memory" else f"ipc://{folder}/pages"
@@ -167,7 +167,7 @@ async def handover(kind, folder, *, precopy=True, limits=HandoffLimits(), acquir
             opening = network.open(f"worker {number}") if network is not None else ZmqTransport.open()
             transports[number] = await stack.enter_async_context(opening)
         async with trio.open_nursery() as nursery:
-            made = Handover(nursery, transports, addresses, network, precopy=precopy, limits=limits)
+            made = Handover(nursery, transports, addresses, network, precopy=precopy, limits=limits, donors=donors)
             yield made
             for worker in made.workers.values():
                 worker.close()
@@ -383,6 +383,16 @@ async def test_before_the_cut_a_donor_copies_for_its_share_of_the_time_only(auto
         assert len(times) == 2 * len(LAYERS) * 2
         assert np.diff(times).tolist() == [4.0] * (len(times) - 1)
         assert made.donor.progress[0][1] > made.donor.progress[-1][1]
+
+
+async def test_donors_of_one_change_share_the_time_that_copying_may_take(autojump_clock, tmp_path):
+    limits = HandoffLimits(run_bytes_max=PAGE_BYTES, remaining_bytes_max=0, copy_share_max=0.25)
+    async with handover("memory", tmp_path, limits=limits, donors=2) as made:
+        made.donor.store.copy_s = 1.0
+        made.donor.step((1, 0, 32, [0, 1]))
+        made.start()
+        await trio.sleep(1000)
+        assert set(np.diff(made.donor.store.gathered_at).tolist()) == {8.0}
 
 
 async def test_progress_is_told_now_and_then_only(autojump_clock, tmp_path):

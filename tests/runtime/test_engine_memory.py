@@ -5,8 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from flexpipe.runtime.kernels.page_copy import gather_rows, scatter_rows
+from flexpipe.runtime.kv_pages import KvPages
 from flexpipe.runtime.mapped_memory import HUGE_PAGE_BYTES, AddressSpace, collapse, map_file, populate
+from flexpipe.runtime.program import AttentionLayer
 
 
 def resident_bytes():
@@ -21,6 +24,20 @@ def test_address_space_grows_in_place_and_keeps_its_content():
     assert more.ctypes.data == first.ctypes.data
     assert more[:1000].tolist() == [7] * 1000
     assert not more[1000:].any()
+
+
+def test_memory_is_put_behind_what_is_opened_piece_by_piece_before_anyone_writes():
+    space = AddressSpace(1 << 30)
+    memory = space.open(3 * HUGE_PAGE_BYTES)
+    memory[:5] = 1
+    before = resident_bytes()
+    for pieces in (1, 2, 3, 3):
+        space.back()
+        assert space.backed == pieces * HUGE_PAGE_BYTES
+    assert resident_bytes() - before >= 2 * HUGE_PAGE_BYTES
+    assert memory[:6].tolist() == [1] * 5 + [0]
+    space.discard(HUGE_PAGE_BYTES + 1)
+    assert space.backed == HUGE_PAGE_BYTES
 
 
 def test_discarded_memory_goes_back_to_the_system_and_reads_as_zeros():
@@ -84,6 +101,20 @@ def test_nothing_here_keeps_address_space_once_it_is_let_go():
     for _ in range(50):
         AddressSpace(1 << 30).open(10)
     assert mapped_ranges() - before < 25
+
+
+def test_blocks_in_use_and_some_more_have_memory_in_every_layer_before_they_are_written():
+    geometries = [AttentionLayer(layer, kv_heads=1, key_dim=1, value_dim=1, query_heads=1) for layer in range(2)]
+    held = KvPages(geometries, lambda _: HUGE_PAGE_BYTES // 8, torch.float32, torch.device("cpu"))  # two a piece
+    held.add([held.make(layer) for layer in range(2)])
+    held.reserve(range(2), 100)
+    rests = []
+    enough = held.back(3, lambda: rests.append(True))
+    assert [layer.backed for layer in held.layers.values()] == [20, 20]  # 3 and 16 more, in pieces of two
+    assert (enough, len(rests)) == (4, 2 * 10)
+    assert held.back(4, lambda: rests.append(True)) == 4
+    assert held.back(100, lambda: rests.append(True)) == 100
+    assert len(rests) == 2 * 50
 
 
 @pytest.mark.parametrize("blocks", [[0], [3, 1, 2], [2, 3, 4, 0], [5, 4, 3, 2, 1, 0]])

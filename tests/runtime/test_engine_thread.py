@@ -174,6 +174,58 @@ async def test_a_step_waits_for_neither_a_load_nor_a_copy():
     assert len({threads["run"], threads["load"], threads["gather"], threading.get_ident()}) == 4
 
 
+class ShortEngine:
+    """Says how many blocks may be in use before it wants to find memory again; remembers for how many it was asked."""
+
+    def __init__(self):
+        self.asked = []
+
+    def load(self, _atoms, _progress):
+        return StageFacts(0, 0, 0, (), (), (), "", "")
+
+    def reserve(self, _atoms, _blocks):
+        return 0
+
+    def run(self, *_arguments):
+        pass
+
+    def scatter_pages(self, _layer, _blocks, _data):
+        pass
+
+    def back_pages(self, blocks, rest):
+        self.asked.append(blocks)
+        rest()
+        return blocks + 4
+
+
+def one_token_in(block):
+    index = np.zeros(1, np.int32)
+    return RaggedBatch(index, index, np.array([0, 1], np.int32), np.full((1, 1), block, np.int32), index)
+
+
+async def test_memory_is_found_ahead_of_the_blocks_that_steps_use_and_pages_come_to():
+    short = ShortEngine()
+    engine = EngineThread(lambda _spec: short)
+
+    async def asked(times):
+        while len(short.asked) < times or not engine.is_backed:
+            await trio.lowlevel.checkpoint()
+        return short.asked
+
+    await engine.load(EngineSpec(), range(1), ignore)
+    await engine.reserve(range(1), 100)
+    assert await asked(1) == [0]
+    await engine.run(range(1), one_token_in(block=3), None, ())  # the fourth of four
+    await engine.run(range(1), one_token_in(block=4), None, ())
+    assert await asked(2) == [0, 5]
+    data = memoryview(bytes(1))
+    await engine.scatter_pages([layer_pages(0, [8], page_bytes=1)], data, page_checksum(data))
+    await engine.scatter_pages([layer_pages(0, [9], page_bytes=1)], data, page_checksum(data))
+    assert await asked(3) == [0, 5, 10]
+    await engine.reserve(range(1), 100)
+    assert await asked(4) == [0, 5, 10, 0]
+
+
 @pytest.mark.parametrize(("device", "here"), [("cpu", True), ("cuda:0", False)])
 async def test_a_few_pages_in_host_memory_are_copied_without_waking_a_thread(device, here):
     gated, size = GatedEngine(None), SMALL_COPY_BYTES_MAX
