@@ -10,6 +10,7 @@ import enum
 from dataclasses import dataclass, field
 
 from ..runtime.interface import StageFacts
+from .coordinator_events import Refactor
 from .link_place import LinkPlaces
 from .messages import (
     Abort,
@@ -25,7 +26,8 @@ from .messages import (
     Transfer,
 )
 from .pipeline_spec import PipelineSpec
-from .route import Route, RouteError, moved_layers
+from .refactor import RefactorRefusedError
+from .route import STRATEGIES, Route, RouteError, moved_layers
 from .transitions import Transitions
 
 
@@ -175,6 +177,22 @@ class Change:
             rounds=max((total.rounds for total in totals), default=0),
             residual_tokens=max((total.residual_tokens for total in totals), default=0),
         )
+
+
+def wanted_route(event: Refactor, serving: int, epoch: int, atoms: int) -> Route:
+    """The route of ``epoch`` that a refactoring asks for while ``serving`` serves. Raises `RefactorRefusedError`."""
+    if event.based_on != serving:
+        raise RefactorRefusedError(
+            f"the plan was made for epoch {event.based_on}; epoch {serving} serves now: plan anew"
+        )
+    if event.strategy not in STRATEGIES:
+        raise RefactorRefusedError(f"{event.strategy!r} is no strategy; choose one of {', '.join(STRATEGIES)}")
+    route = Route(epoch, event.stages)
+    try:
+        route.check(atoms)
+    except RouteError as error:
+        raise RefactorRefusedError(str(error)) from None
+    return route
 
 
 def transfers(change: Change, spec: PipelineSpec, held: dict[int, StageFacts], places: LinkPlaces) -> list[Transfer]:

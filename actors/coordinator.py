@@ -15,6 +15,7 @@ from ..transport.interface import Link
 from .change_watch import ChangeWatch
 from .coordinator_events import (
     AskRoom,
+    AskStages,
     Begun,
     BringUp,
     Ended,
@@ -30,6 +31,7 @@ from .coordinator_events import (
     RoomKnown,
     SetTimer,
     SpawnWorker,
+    StagesKnown,
     Start,
     Stop,
     SwitchOver,
@@ -47,6 +49,7 @@ from .generation import FailureKind
 from .journal import Journal, JournalError, JournalRecord
 from .messages import LoadProgress
 from .refactor import BusyRefusedError, RefactorRefusedError
+from .route import StagePlacement
 from .scheduler_machine import SchedulerCounts
 from .token_times import TokenTimes
 from .worker_pool import WorkerPool
@@ -99,8 +102,22 @@ class SchedulerPort(Protocol):
         ...
 
 
+class RecoveryPlanner(Protocol):
+    """Finds devices for a pipeline that is to come up again."""
+
+    async def recover(self, wanted: tuple[StagePlacement, ...], next_worker: int) -> tuple[StagePlacement, ...]:
+        """``wanted``, or stages on other devices where some of its are gone, new workers numbered from ``next_worker``.
+
+        Raises `RefactorRefusedError` where there are too few.
+        """
+        ...
+
+
 class Coordinator:
-    """See the module. ``run`` ends when the pipeline was stopped, or was given up. The `PoolListener` of its pool."""
+    """See the module. The `PoolListener` of its pool. Without a ``recovery`` the devices of a pipeline never go.
+
+    ``run`` ends when the pipeline was stopped, or was given up.
+    """
 
     def __init__(
         self,
@@ -109,6 +126,7 @@ class Coordinator:
         scheduler: SchedulerPort,
         journal: Journal,
         log: EventLog,
+        recovery: RecoveryPlanner | None = None,
     ) -> None:
         self.machine = machine
         self.finish: Finish | None = None
@@ -116,6 +134,7 @@ class Coordinator:
         self._pool = pool
         self._scheduler = scheduler
         self._journal = journal
+        self._recovery = recovery
         self._log = log
         self._watch: ChangeWatch | None = None
         self._events: deque[Event] = deque()
@@ -218,6 +237,8 @@ class Coordinator:
                 self._pool.retire(worker, kill=kill, reason=reason)
             case WriteJournal(record):
                 self._records.send_nowait(record)
+            case AskStages():
+                self._ask_stages(instruction)
             case SetTimer():
                 self._nursery.start_soon(self._time, instruction)
             case Begun(epoch, strategy, phase):
@@ -274,6 +295,21 @@ class Coordinator:
                 error = str(failure)
                 self._log.emit("journal_failed", record=record.kind, epoch=record.epoch, sentence=error)
             self.handle(Journaled(record, error))
+
+    def _ask_stages(self, asked: AskStages) -> None:
+        assert self._nursery is not None
+        if self._recovery is None:
+            self._events.append(StagesKnown(asked.epoch, asked.wanted))
+        else:
+            self._nursery.start_soon(self._plan_recovery, asked, self._recovery)
+
+    async def _plan_recovery(self, asked: AskStages, planner: RecoveryPlanner) -> None:
+        try:
+            stages = await planner.recover(asked.wanted, asked.next_worker)
+        except RefactorRefusedError as refusal:
+            self.handle(StagesKnown(asked.epoch, (), str(refusal)))
+        else:
+            self.handle(StagesKnown(asked.epoch, stages))
 
     async def _time(self, timer: SetTimer) -> None:
         await trio.sleep(timer.after_s)

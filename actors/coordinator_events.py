@@ -157,7 +157,16 @@ class TimerFired:
     epoch: int
 
 
-Event = Start | Stop | Refactor | WorkerUp | WorkerGone | WorkerSaid | Journaled | RoomKnown | TimerFired
+@dataclass(frozen=True, slots=True)
+class StagesKnown:
+    """Answer to `AskStages`: ``stages`` can be had now; () where none can, for the reason in ``sentence``."""
+
+    epoch: int
+    stages: tuple[StagePlacement, ...]
+    sentence: str = ""
+
+
+Event = Start | Stop | Refactor | WorkerUp | WorkerGone | WorkerSaid | Journaled | RoomKnown | StagesKnown | TimerFired
 
 # --- instructions ---------------------------------------------------------------------------------------------------
 
@@ -191,6 +200,15 @@ class WriteJournal:
     """Make a record durable. Answered by `Journaled`."""
 
     record: JournalRecord
+
+
+@dataclass(frozen=True, slots=True)
+class AskStages:
+    """Ask what is to come up in the place of ``wanted``: the same, unless devices are gone. Answered by `StagesKnown`."""
+
+    epoch: int
+    wanted: tuple[StagePlacement, ...]
+    next_worker: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,6 +300,7 @@ Instruction = (
     | TellWorker
     | RetireWorker
     | WriteJournal
+    | AskStages
     | AskRoom
     | LimitBlocks
     | BringUp

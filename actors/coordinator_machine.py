@@ -7,8 +7,8 @@ Rules:
     After it the new route is the one to restore, whatever fails. A vote binds its worker for ever.
  3. A *live* change has a base that serves meanwhile; a *cold* one (start, recovery, restart) begins with nothing serving: the
     scheduler keeps every request and begins it anew.
- 4. The loss of a worker that serves interrupts the pipeline at once; a recovery replaces the dead and keeps the others. After
-    ``restarts_max`` failures without ``steady_s`` of service in between, the pipeline is given up.
+ 4. The loss of a worker that serves interrupts the pipeline at once; a recovery replaces the dead and keeps the others, on devices
+    that are there, or waits for some. ``restarts_max`` failures without ``steady_s`` of service between them are its end.
  5. One change at a time; an epoch number is used once; epochs ascend.
  6. A command that is not answered is sent again; answers that come twice, or for another epoch, change nothing.
  7. No clock, no socket, no disk here: events in, instructions out. A refused event raises and changes nothing.
@@ -21,10 +21,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from .change import IRREVOCABLE, Change, ChangePhase
+from .change import IRREVOCABLE, Change, ChangePhase, wanted_route
 from .change_machine import ChangeMachine, Failure, Milestone, Step
 from .coordinator_events import (
     PIPELINE_TRANSITIONS,
+    AskStages,
     CoordinatorError,
     Ended,
     Event,
@@ -37,6 +38,7 @@ from .coordinator_events import (
     Refactor,
     RoomKnown,
     SetTimer,
+    StagesKnown,
     Start,
     Stop,
     TakeDown,
@@ -53,7 +55,7 @@ from .messages import Abort, HandoffFailed, Loaded, StageFailed
 from .pipeline_spec import CoordinatorLimits, PipelineSpec
 from .refactor import BusyRefusedError, RefactorRefusedError
 from .roster import Roster
-from .route import STRATEGIES, Route, RouteError, StagePlacement
+from .route import Route, StagePlacement
 from .takeover import ask_facts, forget_undecided, take_over
 
 
@@ -81,6 +83,7 @@ class CoordinatorMachine:
             WorkerSaid: self._worker_said,
             Journaled: lambda event: self._advance(lambda making: making.journaled(event)),
             RoomKnown: lambda event: self._advance(lambda making: making.room_known(event)),
+            StagesKnown: self._stages_known,
             TimerFired: self._timer,
         }
 
@@ -140,17 +143,7 @@ class CoordinatorMachine:
 
     def _refactor(self, event: Refactor) -> list[Instruction]:
         self.check_changeable()
-        if event.based_on != self.epoch:
-            raise RefactorRefusedError(
-                f"the plan was made for epoch {event.based_on}; epoch {self.epoch} serves now: plan anew"
-            )
-        if event.strategy not in STRATEGIES:
-            raise RefactorRefusedError(f"{event.strategy!r} is no strategy; choose one of {', '.join(STRATEGIES)}")
-        route = Route(self.highest_epoch + 1, event.stages)
-        try:
-            route.check(self.spec.atoms)
-        except RouteError as error:
-            raise RefactorRefusedError(str(error)) from None
+        route = wanted_route(event, self.epoch, self.highest_epoch + 1, self.spec.atoms)
         if event.strategy == "restart":
             self.reason = "the pipeline is being restarted in another shape"
             kills = self.roster.retire(tuple(self.roster.is_up), kill=True, reason=self.reason)
@@ -164,6 +157,16 @@ class CoordinatorMachine:
         if strategy != "restart":
             self._wanted = placements
         return self._begin(Change(Route(self.highest_epoch + 1, placements), strategy, None))
+
+    def _stages_known(self, event: StagesKnown) -> list[Instruction]:
+        """To wait for devices is no failure of the pipeline's own."""
+        if self.state is not PipelineState.WAITING or event.epoch != self.highest_epoch:
+            return []
+        if not event.stages:
+            self.reason = event.sentence
+            return [SetTimer("recover", self.highest_epoch, self.limits.devices_pause_s)]
+        spare = self.roster.keep_only(event.stages, "the pipeline comes up again without this worker")
+        return [*spare, *self._begin_cold("recover", event.stages)]
 
     def _begin(self, change: Change) -> list[Instruction]:
         self.highest_epoch = change.epoch
@@ -190,8 +193,8 @@ class CoordinatorMachine:
                 return [*step.instructions, *self._release(making)]
             case Milestone.DONE:
                 self._making = None
-                steady = SetTimer("steady", making.change.epoch, self.limits.steady_s)
-                return [*step.instructions, Ended(making.change.epoch, "", "", making.change.preempted), steady]
+                ended = Ended(making.change.epoch, "", "", making.change.preempted)
+                return [*step.instructions, ended, SetTimer("steady", ended.epoch, self.limits.steady_s)]
             case Milestone.ABORTED:
                 self._making = None
                 change = making.change
@@ -200,10 +203,10 @@ class CoordinatorMachine:
                 return step.instructions
 
     def _worker_up(self, event: WorkerUp) -> list[Instruction]:
-        if event.worker not in self.roster:
-            return []
-        self.roster.is_up[event.worker] = True
-        return self._making.worker_up(event.worker) if self._making is not None else []
+        if event.worker in self.roster:
+            self.roster.is_up[event.worker] = True
+            return self._making.worker_up(event.worker) if self._making is not None else []
+        return []
 
     def _worker_said(self, event: WorkerSaid) -> list[Instruction]:
         message = event.message
@@ -286,8 +289,7 @@ class CoordinatorMachine:
 
     def _give_way(self, change: Change, sentence: str) -> list[Instruction]:
         """End a change that a recovery overtakes. Workers discard what they made for it when they hear of a newer epoch."""
-        strays = set(self.roster.is_up) - {stage.worker for stage in self._wanted}
-        retired = self.roster.retire(sorted(strays), kill=True, reason=f"epoch {change.epoch} will not be")
+        retired = self.roster.keep_only(self._wanted, f"epoch {change.epoch} will not be")
         if change.phase in IRREVOCABLE:
             return [*retired, Ended(change.epoch, "recovered", sentence, change.preempted)]
         abort = Abort(change.epoch, sentence)
@@ -351,7 +353,7 @@ class CoordinatorMachine:
         making = self._making
         match event.timer:
             case "recover" if self.state is PipelineState.WAITING and event.epoch == self.highest_epoch:
-                return self._begin_cold("recover", self._wanted)
+                return [AskStages(event.epoch, self._wanted, self.roster.next_worker)]
             case "steady" if self.state is PipelineState.SERVING and event.epoch == self.epoch:
                 self._failures = 0
                 return []
@@ -385,7 +387,7 @@ class CoordinatorMachine:
         self._go("stop")
         self.reason = "the server is shutting down"
         change, self._making = self.change, None
-        ended: list[Instruction] = [Ended(change.epoch, "aborted", self.reason)] if change is not None else []
+        ended = [Ended(change.epoch, "aborted", self.reason)] if change is not None else []
         retired = self.roster.retire(tuple(self.roster.is_up), kill=not serving, reason=self.reason)
         return [*ended, TakeDown("shutting_down", self.reason), *retired, *self._finish_if_all_gone()]
 

@@ -53,6 +53,7 @@ class CoordinatorLimits:
     ``prepare_s_max``: from the plan to the last vote. ``switch_s_max``: from the commit until all are past the cut.
     ``resend_s``: after so long without an answer a command is sent again. After ``restarts_max`` failures without
     ``steady_s`` of service in between the pipeline is given up; the pause before a new try doubles with each.
+    ``devices_pause_s``: so often a pipeline without devices looks for some.
     """
 
     prepare_s_max: float = 600.0
@@ -60,4 +61,5 @@ class CoordinatorLimits:
     resend_s: float = 2.0
     restarts_max: int = 5
     restart_pause_s: float = 0.5
+    devices_pause_s: float = 1.0
     steady_s: float = 60.0

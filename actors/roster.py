@@ -47,6 +47,11 @@ class Roster:
         self.leaving.update(going)
         return [RetireWorker(worker, kill, reason) for worker in going]
 
+    def keep_only(self, stages: Iterable[StagePlacement], reason: str) -> list[Instruction]:
+        """Kill every worker that none of ``stages`` needs."""
+        needed = {stage.worker for stage in stages}
+        return self.retire(sorted(set(self.is_up) - needed), kill=True, reason=reason)
+
     def forget(self, worker: int) -> bool:
         """Count on ``worker`` no more; whether it did count."""
         self.facts.pop(worker, None)

@@ -404,6 +404,37 @@ def test_a_coordinator_that_just_started_refuses_changes_until_it_knows_what_the
     house.refactor((4,), (BOTH, NEW_ONLY))
 
 
+def test_a_recovery_takes_the_stages_that_can_be_had_and_lets_go_of_a_worker_that_they_lack():
+    house = House().served()
+    house.replan = lambda _wanted, next_worker: placements((), (next_worker,))
+    house.kill(0)
+    recover(house)
+    check_serving(house, 2, (2,))
+
+
+def test_a_pipeline_without_devices_waits_for_some_however_long_and_says_so():
+    house = House().served()
+    house.replan = lambda _wanted, _next_worker: ()
+    house.kill(0)
+    for _ in range(3 * house.limits.restarts_max):
+        recover_in_vain = house.fire("recover")
+        assert recover_in_vain == [c.SetTimer("recover", 1, house.limits.devices_pause_s)]
+        assert house.machine.reason == "no device is free"
+    house.replan = lambda wanted, _next_worker: wanted
+    recover(house)
+    check_serving(house, 2, (2, 1))
+
+
+def test_an_answer_about_devices_that_comes_too_late_changes_nothing():
+    house = House().served()
+    late = c.StagesKnown(1, house.machine.route.stages)
+    assert house.handle(late) == []
+    house.kill(0)
+    recover(house)
+    assert house.handle(late) == []
+    check_serving(house, 2, (2, 1))
+
+
 def test_workers_of_a_recovery_that_did_not_come_off_are_killed_by_a_coordinator_that_starts():
     house = House().served()
     house.kill(0)

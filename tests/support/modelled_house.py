@@ -57,6 +57,7 @@ class House:
         self.going = []  # workers that were retired and are not gone
         self.rooms = deque()
         self.room = (0, 1)  # requests beyond, blocks of the largest
+        self.replan = lambda wanted, _next_worker: wanted  # stages for a recovery; () where there are no devices
         self.scheduler_epoch = -1
         self.timers = []
         self.done = []  # every instruction
@@ -148,7 +149,12 @@ class House:
         """The latest timer of a name runs out."""
         timer = next(timer for timer in reversed(self.timers) if timer.timer == name)
         self.timers.remove(timer)
-        return self.handle(c.TimerFired(timer.timer, timer.epoch))
+        instructions = self.handle(c.TimerFired(timer.timer, timer.epoch))
+        match instructions:
+            case [c.AskStages(epoch, wanted, next_worker)]:
+                stages = self.replan(wanted, next_worker)
+                return self.handle(c.StagesKnown(epoch, stages, "" if stages else "no device is free"))
+        return instructions
 
     # --- driving ---
 
