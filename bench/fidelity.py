@@ -26,7 +26,7 @@ from .calibration import calibrate
 from .real_pipeline import RealPipeline, with_real_pipeline
 from .served_process import busy_cpu_s
 
-CALIBRATION_FILE = "calibration.json"
+CALIBRATION_FILE, OBSERVED_FILE = "calibration.json", "observed.json"
 Runs = dict[tuple[str, str], Observed]
 
 
@@ -65,6 +65,8 @@ def run(plan: Plan, folder: Path | None, report: Callable[[str], None]) -> Fidel
                 again[AGAIN] = await pipeline.play(case)
 
     with_real_pipeline(plan.model, plan.seed, work)
+    observed = {f"{load}, {policy}": each.measures() for (load, policy), each in real.items()}
+    _write(folder, OBSERVED_FILE, msgspec.json.format(msgspec.json.encode(observed), indent=1))
     real_s = time.monotonic() - began_s
     others = max(0.0, busy_cpu_s() - _own_cpu_s() - cpu_s) / real_s
     found = all_compared(

@@ -111,7 +111,7 @@ def fidelity(
         calibration: Times from an earlier run, instead of measuring them now.
         model: What is served, on CPU stages of one thread.
         seed: Of arrivals, lengths and prompts.
-        out: Folder for calibration.json and fidelity.json; without it nothing is kept.
+        out: Folder for calibration.json, observed.json and fidelity.json; without it nothing is kept.
         json: Print facts as JSON, for machines.
     """
     from .evaluate_fidelity import fidelity_command

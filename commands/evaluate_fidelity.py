@@ -29,6 +29,7 @@ from .console import err, out
 
 QUIET_CORES_MAX = 0.2
 """Of others, beyond which times are theirs as well."""
+THROUGHPUT = "tokens_per_s"
 TITLES = {"world": "the simulated world", "cluster": "the cluster simulator"}
 
 
@@ -90,7 +91,7 @@ def _table(case: CaseFidelity) -> Table:
         table.add_column(name, justify="right" if name else "left", no_wrap=True)
     for each in case.measures:
         table.add_row(
-            each.name.removesuffix("_s").replace("_", " "),
+            "tokens" if each.name == THROUGHPUT else each.name.removesuffix("_s").replace("_", " "),
             _value(each, each.real),
             _value(each, each.world),
             _percent(each.error("world")),
@@ -105,7 +106,7 @@ def _table(case: CaseFidelity) -> Table:
 def _value(measure: MeasureFidelity, value: float | None) -> str:
     if value is None:
         return "-"
-    return f"{value:.1f} /s" if measure.name == "tokens_per_s" else f"{value * 1000:.0f} ms"
+    return f"{value:.1f} /s" if measure.name == THROUGHPUT else f"{value * 1000:.0f} ms"
 
 
 def _percent(value: float | None) -> str:
