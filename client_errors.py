@@ -78,10 +78,15 @@ class RefactorRecoveredError(RefactorError):
     """A stage died after the decision: the new stages are brought up again, and go on with every request."""
 
 
+class RefactorLostError(RefactorError):
+    """The cluster's leader was lost on the way; its successor carries through what was decided, and its status says what serves."""
+
+
 _BY_CODE: dict[str | None, type[FlexPipeError]] = {
     "refactor_refused": RefactorRefusedError,
     "refactor_aborted": RefactorAbortedError,
     "refactor_recovered": RefactorRecoveredError,
+    "refactor_lost": RefactorLostError,
 }
 _BY_STATUS: dict[int, type[FlexPipeError]] = {
     401: AuthenticationError,

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable
 
 import msgspec
+import trio
 
 from ..policies.control.decision import Decision
 from ..policies.control.decision_words import words
@@ -68,6 +69,11 @@ class DecisionJournal:
     def last(self, count: int) -> list[WrittenDecision]:
         """The last ``count`` that were written, oldest first."""
         return list(self._written)[-count:] if count > 0 else []
+
+    async def recall(self, count: int) -> list[WrittenDecision]:
+        """`last`, for those who might have to ask another daemon."""
+        await trio.lowlevel.checkpoint()
+        return self.last(count)
 
 
 def _alike(one: Decision, other: Decision) -> bool:

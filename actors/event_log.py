@@ -43,6 +43,15 @@ CATALOGUE: Mapping[str, tuple[str, ...]] = {
     "node_workers_ended": ("workers", "reason"),
     "link_refused": ("peer", "purpose", "sentence"),
     "link_ended": ("peer", "purpose", "sentence"),
+    # gateways: at the leader, then on each gateway
+    "gateway_came": ("gateway",),
+    "gateway_left": ("gateway", "streams", "sentence"),
+    "gateway_refused": ("gateway", "reason", "sentence"),
+    "gateway_request_broke": ("gateway", "error"),
+    "leader_attached": ("leader", "term"),
+    "leader_lost": ("leader", "term", "sentence"),
+    "leader_refused": ("address", "term", "highest_term"),
+    "stream_resumed": ("from_term", "to_term", "output_tokens", "sentence"),
     # replicas
     "replica_started": ("replica", "stages"),
     "replica_retired": ("replica", "handed_over"),

@@ -97,10 +97,11 @@ class RefactorFailed(msgspec.Struct, frozen=True, tag="failed", tag_field="kind"
     """It did not come off; ``sentence`` says why.
 
     "refused" and "aborted": the stages of before serve on. "recovered": a worker died after the cut; the new stages are being
-    brought up again, and every request is begun anew with the tokens that it has.
+    brought up again, and every request is begun anew with the tokens that it has. "lost": the cluster's leader was lost on the
+    way, and what it had decided is carried through by its successor: whichever stages serve then are shown in its status.
     """
 
-    reason: Literal["refused", "aborted", "recovered"]
+    reason: Literal["refused", "aborted", "recovered", "lost"]
     sentence: str
 
 

@@ -1,9 +1,13 @@
-"""What is told of one refactoring, for as many readers as there are, each from the start, none of them waited for."""
+"""What is told of one refactoring, for as many readers as there are, each from the start, none of them waited for.
+
+An `Undertaking` is one that was asked for: it may be refused before anything is told.
+"""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 
 import trio
 
@@ -45,3 +49,26 @@ class RefactorFeed:
                 return
             else:
                 await self._news.park()
+
+
+class Undertaking:
+    """One request being carried out: what is told of it, and whether it was refused before anything was."""
+
+    def __init__(self) -> None:
+        self.feed = RefactorFeed()
+        self.has_begun = trio.Event()  # or was refused
+        self._refusal: Exception | None = None
+
+    def refuse(self, refusal: Exception) -> None:
+        """It does not begin."""
+        self._refusal = refusal
+        self.has_begun.set()
+
+    async def events(self) -> AsyncGenerator[RefactorEvent, None]:
+        """See `Refactorer.refactor`: the first step waits until it has begun, and raises the refusal."""
+        await self.has_begun.wait()
+        if self._refusal is not None:
+            raise self._refusal
+        async with aclosing(self.feed.events()) as events:
+            async for event in events:
+                yield event

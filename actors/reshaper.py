@@ -29,7 +29,7 @@ from .refactor import (
     RefactorRequest,
     SameShapeRefusedError,
 )
-from .refactor_feed import RefactorFeed
+from .refactor_feed import RefactorFeed, Undertaking
 from .replicas import Replica, Replicas
 from .route import Route, StagePlacement
 
@@ -54,27 +54,13 @@ class Planner(Protocol):
         ...
 
 
-class _Undertaking:
-    """One request being carried out: what is told of it, and whether it was refused before anything was."""
-
-    def __init__(self) -> None:
-        self.feed = RefactorFeed()
-        self.refusal: Exception | None = None
-        self.has_begun = trio.Event()  # or was refused
-
-    def refuse(self, refusal: Exception) -> None:
-        """It does not begin."""
-        self.refusal = refusal
-        self.has_begun.set()
-
-
 class Reshaper:
     """See the module. ``run`` must be running."""
 
     def __init__(self, planner: Planner, replicas: Replicas) -> None:
         self._planner = planner
         self._replicas = replicas
-        self._undertaking: _Undertaking | None = None
+        self._undertaking: Undertaking | None = None
         self._nursery: trio.Nursery | None = None
 
     @property
@@ -95,16 +81,13 @@ class Reshaper:
                 replica.pipeline.check_changeable()  # which says more
             raise BusyRefusedError.under_way("another change")
         assert self._nursery is not None
-        undertaking = self._undertaking = _Undertaking()
+        undertaking = self._undertaking = Undertaking()
         self._nursery.start_soon(self._carry_out, request, undertaking)
-        await undertaking.has_begun.wait()
-        if undertaking.refusal is not None:
-            raise undertaking.refusal
-        async with aclosing(undertaking.feed.events()) as events:
+        async with aclosing(undertaking.events()) as events:
             async for event in events:
                 yield event
 
-    async def _carry_out(self, request: RefactorRequest, undertaking: _Undertaking) -> None:
+    async def _carry_out(self, request: RefactorRequest, undertaking: Undertaking) -> None:
         try:
             if request.replicas is None:
                 await self._reshape(request, undertaking)
@@ -121,7 +104,7 @@ class Reshaper:
 
     # --- another shape ---
 
-    async def _reshape(self, request: RefactorRequest, undertaking: _Undertaking) -> None:
+    async def _reshape(self, request: RefactorRequest, undertaking: Undertaking) -> None:
         """Change one replica after the other. All are planned first: what cannot be is refused before anything changed."""
         replicas = self._concerned(request)
         changes = await self._planned(request, replicas)
@@ -187,7 +170,7 @@ class Reshaper:
 
     # --- more replicas ---
 
-    async def _replicate(self, request: RefactorRequest, undertaking: _Undertaking) -> None:
+    async def _replicate(self, request: RefactorRequest, undertaking: Undertaking) -> None:
         """Start replicas like the oldest one; where one does not come up, those that did are retired again."""
         assert request.replicas is not None
         _check_no_replica(request)
@@ -225,7 +208,7 @@ class Reshaper:
 
     # --- fewer replicas ---
 
-    async def _retire(self, request: RefactorRequest, undertaking: _Undertaking) -> None:
+    async def _retire(self, request: RefactorRequest, undertaking: Undertaking) -> None:
         """Retire the youngest replicas, one after the other."""
         assert request.replicas is not None
         _check_no_replica(request)

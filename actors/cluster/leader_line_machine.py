@@ -1,8 +1,8 @@
 """Whom a gateway asks for tokens: it finds the leader, calls it, and turns to the next one when there is one.
 
 Rules:
- 1. A gateway believes one leader at a time, of the highest term that it has heard of; a lower one is refused by name, be it one that
-    is said to lead or one that answers.
+ 1. A gateway believes one leader at a time, of the highest term that it has heard of; a lower one is refused by name, be it one
+    that is said to lead or one that answers.
  2. Who is heard to lead in a higher term is called at once; the line to the one before is closed, whatever is under way on it.
  3. That nobody is known to lead ends no line: a leader goes on serving where only the store of terms is lost.
  4. A line that ended is tried again after ``retry_s``, a refusal after ``refused_retry_s``: somebody has to mend something.
@@ -175,11 +175,11 @@ class LeaderLineMachine:
     def _heard(self, leader: LeaderAt) -> list[Instruction]:
         if leader.term and leader.term < self.term:
             return [RefuseTerm(leader.address, leader.term, self.term)]
-        before = self._leader
-        if leader == before:
+        before, self.term = self._leader, max(self.term, leader.term)
+        if before is not None and leader.address == before.address and (not before.term or leader.term <= before.term):
+            self._leader = LeaderAt(before.address, max(before.term, leader.term))
             return []
         self._leader = leader
-        self.term = max(self.term, leader.term)
         ended: list[Instruction] = []
         if self.state in (LineState.CALLING, LineState.ATTACHED):
             ended = [HangUp(self._call, f"{leader.address} leads now, in term {leader.term}")]
@@ -203,6 +203,7 @@ class LeaderLineMachine:
             return [refusal, HangUp(self._call, sentence), *paused]
         self.state = after
         self.term = term
+        self._leader = LeaderAt(self._leader.address, term)
         self.reason = ""
         return [Attach(self._call, term)]
 

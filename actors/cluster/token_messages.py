@@ -1,13 +1,15 @@
 """What a gateway and the leader say to each other over one link, which the gateway makes. This file is the protocol.
 
-The gateway says `GatewayHello` and is answered by `GatewayWelcome` or `GatewayRefused`; only then anything else is said. A stream or
-call is a number of the gateway's, used once in a link. A link that is lost takes all of its streams and calls with it at the leader;
-the gateway has what it needs to submit them again to whoever leads next. Token ids travel as little-endian int32 bytes.
+The gateway says `GatewayHello` and is answered by `GatewayWelcome` or `GatewayRefused`; only then anything else is said. A stream
+or call is a number of the gateway's, higher than those before it in this link. A link that is lost takes all of its streams and
+calls with it at the leader; the gateway has what it needs to submit them again to whoever leads next. Token ids travel as
+little-endian int32 bytes.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import msgspec
@@ -79,7 +81,7 @@ class Cancel(Message, frozen=True, tag=True):
 
 
 class AskRefactor(Message, frozen=True, tag=True):
-    """Gateway → leader: carry ``request`` out. Answered by `RefactorTold`..., the last with a last event, or by `RefactorRefused`."""
+    """Gateway → leader: carry ``request`` out. Answered by `RefactorTold`... up to the last event, or by `RefactorRefused`."""
 
     call: Number
     request: RefactorRequest
@@ -113,7 +115,7 @@ class GatewayWelcome(Message, frozen=True, tag=True):
 class GatewayRefused(Message, frozen=True, tag=True):
     """Leader → gateway: not here; the link ends. "term": the gateway has heard of a later leader than this one."""
 
-    reason: Literal["term", "model", "version", "full"]
+    reason: Literal["name", "term", "model", "version", "full"]
     sentence: Sentence
 
 
@@ -193,9 +195,19 @@ TO_GATEWAY: Codec[ToGateway] = Codec(ToGateway)
 """One codec a direction: each end accepts only what the other may say."""
 
 
+def payload_of(parts: Sequence[memoryview]) -> memoryview:
+    """The one part that a message of this conversation has. Raises `FrameError`."""
+    if len(parts) != 1:
+        raise FrameError(f"a message has {len(parts)} parts; those of a gateway and its leader have one")
+    return parts[0]
+
+
 def submit_message(stream: int, request: GenerationRequest, outputs: tuple[int, ...] | None) -> Submit:
     """``request``, and what was delivered of it, as `Submit`. Raises `FrameError` where it is longer than can be sent."""
-    if max(len(request.prompt), len(outputs or ())) > SEQUENCE_TOKENS_MAX or len(request.stop_token_ids) > STOP_TOKENS_MAX:
+    if (
+        max(len(request.prompt), len(outputs or ())) > SEQUENCE_TOKENS_MAX
+        or len(request.stop_token_ids) > STOP_TOKENS_MAX
+    ):
         raise FrameError(
             f"the request has {len(request.prompt)} prompt tokens and {len(request.stop_token_ids)} stop tokens; a leader is sent "
             f"at most {SEQUENCE_TOKENS_MAX} and {STOP_TOKENS_MAX}"
@@ -216,7 +228,9 @@ def submitted(message: Submit, vocabulary_size: int) -> tuple[GenerationRequest,
     outputs = None if message.outputs is None else _unpacked(message.outputs, vocabulary_size)
     if not prompt:
         raise FrameError(f"stream {message.stream} has no prompt")
-    if outputs is not None and (len(outputs) >= message.max_tokens or not set(message.stop_token_ids).isdisjoint(outputs)):
+    if outputs is not None and (
+        len(outputs) >= message.max_tokens or not set(message.stop_token_ids).isdisjoint(outputs)
+    ):
         raise FrameError(f"stream {message.stream} is to go on, and was at its end")
     _check(message.params)
     return GenerationRequest(prompt, message.params, message.max_tokens, message.stop_token_ids), outputs
@@ -237,7 +251,7 @@ def _unpacked(data: bytes, vocabulary_size: int) -> tuple[int, ...]:
     if len(data) % 4:
         raise FrameError(f"{len(data)} bytes are no int32 token ids")
     ids = np.frombuffer(data, dtype="<i4")
-    if ids.size and not (0 <= ids.min() and ids.max() < vocabulary_size):
+    if ids.size and (ids.min() < 0 or ids.max() >= vocabulary_size):
         raise FrameError(f"token ids lie between {ids.min()} and {ids.max()}; the model has {vocabulary_size}")
     return tuple(ids.tolist())
 

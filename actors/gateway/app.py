@@ -245,7 +245,7 @@ class _Gateway:
         return _json(msgspec.structs.replace(self._source.status(), ready=ready, reason=reason))
 
     async def _decisions_made(self, request: Request) -> Response:
-        return _json(last_decisions(self._decisions, request.query_params))
+        return _json(await last_decisions(self._decisions, request.query_params))
 
     def _readiness(self) -> tuple[bool, str]:
         if self.drain.draining:

@@ -18,6 +18,7 @@ from flexpipe.actors.scheduler_machine import SchedulerLimits
 from flexpipe.policies.control.signals import Signals
 from flexpipe.runtime.interface import SamplingParams
 from flexpipe.sim.modelled_engine import ModelledEngine
+from modelled_leaders import cluster
 from modelled_pipeline import CONTEXT_TOKENS, MODEL, modelled_pipeline, modelled_replicas
 from toy_token_source import ToyTokenSource
 
@@ -121,7 +122,18 @@ async def metered_world():
         yield world
 
 
-WORLDS = [toy_world, pipeline_world, replicas_world, metered_world]
+@asynccontextmanager
+async def remote_world():
+    """The source of a gateway, whose leader has the two replicas."""
+    async with replicas_world() as world, cluster() as made:
+        gateway = await made.gateway()
+        await made.lead(1, source=world.source)
+        await made.attached(gateway, 1)
+        world.source = gateway.source
+        yield world
+
+
+WORLDS = [toy_world, pipeline_world, replicas_world, metered_world, remote_world]
 
 
 @pytest.fixture(params=WORLDS, ids=lambda world: world.__name__)
