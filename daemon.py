@@ -1,50 +1,33 @@
-"""One node's daemon: wires the model, real processes, real sockets, the scheduler, the coordinator and the gateway together.
+"""`flexpipe serve`: a whole server on one host, with the model, real processes, real sockets and the gateway wired together.
 
-The composition root of `flexpipe serve`. It decides nothing and computes nothing: torch is never imported here.
+A composition root. It decides nothing and computes nothing: torch is never imported here. `node_daemon` is the other one.
 """
 
 from __future__ import annotations
 
 import gc
 import os
-import shutil
 import signal
-import tempfile
-import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
-import platformdirs
 import trio
 
-from .actors.autopilot import Autopilot
 from .actors.config import ServeConfig
-from .actors.decision_journal import DecisionJournal
 from .actors.event_log import EventLog, LogFile
-from .actors.gateway.app import GatewayConfig, make_app
-from .actors.gateway.app import serve as serve_app
-from .actors.gateway.http_server import ServerLimits
-from .actors.generation import TokenSource
-from .actors.load_meter import LoadMeter
-from .actors.refactor import RefactorRequest
 from .actors.replicas import Replicas
-from .actors.reshaper import Reshaper
-from .actors.route import Route, StagePlacement
-from .autopilot_factory import settings_for, shapes_for, signal_settings
-from .policies.control.signals import Signals
+from .autopilot_factory import shapes_for
+from .daemon_folders import log_folder, socket_folder
+from .device_supply import HostDevices
 from .preparation import PreparedModel
 from .refactor_planning import RefactorPlanner
-from .replica_factory import LocalReplicas, Surroundings
-from .runtime.text.text_stream import TextStream
+from .replica_factory import HostSite, first_stages, host_replicas
+from .served_model import ServedModel, serve_gateway
 from .transport.zmq_link import ZmqTransport
 from .warm_folder import warm_folder
 from .worker_launcher import ForkLauncher, Workplace
-
-LOG_FOLDERS_KEPT = 20
-"""Log folders of earlier runs that stay in the state folder; older ones are removed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,74 +50,39 @@ async def serve(model: PreparedModel, config: ServeConfig, present: Presenter) -
 
     A second signal does not wait for requests under way. Raises `ListenError` where the port cannot be had.
     """
-    log_folder = config.log_dir or _new_log_folder()
-    log_folder.mkdir(parents=True, exist_ok=True)
-    with LogFile(log_folder / "daemon.jsonl") as log_stream, _socket_folder() as sockets, warm_folder() as warm:
+    logs = log_folder(config.log_dir)
+    with LogFile(logs / "daemon.jsonl") as log_stream, socket_folder() as sockets, warm_folder() as warm:
         async with ZmqTransport.open() as transport:
             cores = {device.device: device.cores for device in model.devices}
             files = msgspec.structs.replace(model.files, warm_folder=warm)
-            async with ForkLauncher.open(log_folder, Workplace(sockets, files, cores)) as launcher:
-                around = Surroundings(log_folder, log_stream, sockets, transport, launcher)
-                return await _Daemon(model, config, around).run(present)
-
-
-class _ThreadedPlanner:
-    """A `RefactorPlanner` whose milliseconds of computing are a thread's: steps go on meanwhile."""
-
-    def __init__(self, planner: RefactorPlanner) -> None:
-        self._planner = planner
-
-    async def plan(
-        self,
-        request: RefactorRequest,
-        route: Route,
-        *,
-        next_worker: int,
-        live_tokens: int,
-        taken_devices: frozenset[str],
-    ) -> tuple[StagePlacement, ...]:
-        """See `reshaper.Planner`."""
-
-        def plan() -> tuple[StagePlacement, ...]:
-            return self._planner.plan(
-                request, route, next_worker=next_worker, live_tokens=live_tokens, taken_devices=taken_devices
-            )
-
-        return await trio.to_thread.run_sync(plan)
-
-    async def copy(self, route: Route, *, taken_devices: frozenset[str]) -> tuple[StagePlacement, ...]:
-        """See `reshaper.Planner`."""
-        return await trio.to_thread.run_sync(lambda: self._planner.copy(route, taken_devices=taken_devices))
+            async with ForkLauncher.open(logs, Workplace(sockets, files, cores)) as launcher:
+                site = HostSite(logs, log_stream, sockets, transport, launcher, model.stated_bytes)
+                return await _Daemon(model, config, site).run(present)
 
 
 class _Daemon:
-    """The actors of one server and the order of their ends: gateway first, then the replicas, then everything."""
+    """One server, and the order of its end: gateway first, then the replicas, then everything."""
 
-    def __init__(self, model: PreparedModel, config: ServeConfig, around: Surroundings) -> None:
+    def __init__(self, model: PreparedModel, config: ServeConfig, site: HostSite) -> None:
         self._model = model
         self._config = config
-        self._log_folder = around.log_folder
-        self._log = EventLog(around.log_stream, process="daemon", pid=os.getpid())
+        self._log_folder = site.log_folder
+        self._log = EventLog(site.log_stream, process="daemon", pid=os.getpid())
         self._stop = trio.Event()
         self._http_ended = trio.Event()
-        self._factory = LocalReplicas(model, config, around)
-        self._replicas = Replicas(self._factory.facts, self._factory, self._log)
-        planner = RefactorPlanner.of(model, config)
-        self._reshaper = Reshaper(_ThreadedPlanner(planner), self._replicas)
-        self._source: TokenSource = self._replicas
-        self._decisions: DecisionJournal | None = None
-        self._autopilot: Autopilot | None = None
-        if config.auto:
-            self._make_autopilot(planner)
+        factory = host_replicas(model, config, site)
+        planner = RefactorPlanner.of(model, config, HostDevices(config.devices, config.threads))
+        shapes = shapes_for(model, config, planner, factory.kv_tokens_max) if config.auto else None
+        self._served = ServedModel(config, factory, planner, self._log, shapes)
 
     async def run(self, present: Presenter) -> str:
         """Live until told to stop; the reason, "" where it was a signal."""
+        served = self._served
         async with trio.open_nursery() as nursery:
             await nursery.start(self._watch_signals, nursery.cancel_scope)
-            await nursery.start(self._reshaper.run)
             addresses: list[str] = await nursery.start(self._serve_http)
             server = Server(
-                self._replicas, f"http://{addresses[0]}", self._log_folder, self._stop.set, self._has_given_up
+                served.replicas, f"http://{addresses[0]}", self._log_folder, self._stop.set, self._has_ended
             )
             self._log.emit(
                 "daemon_started", model=self._model.name, stages=len(self._model.plan.stages), url=server.url
@@ -142,36 +90,15 @@ class _Daemon:
             gc.collect()
             gc.freeze()  # what is here stays, and to go through all of it again and again takes 70 ms each time
             nursery.start_soon(present, server)
-            if self._autopilot is not None:
-                nursery.start_soon(self._autopilot.run)
-            await self._replicas.run(self._factory.first_stages())
+            await served.run(first_stages(self._model))
             self._stop.set()  # set already, unless the last replica was given up
             await self._http_ended.wait()
             nursery.cancel_scope.cancel()
-        finish = self._replicas.finish  # None where a second signal cut the draining short
-        reason = finish.sentence if finish is not None and finish.failed else ""
-        self._log.emit("daemon_stopped", reason=reason or "told to stop")
-        return reason
+        self._log.emit("daemon_stopped", reason=served.failure or "told to stop")
+        return served.failure
 
-    def _make_autopilot(self, planner: RefactorPlanner) -> None:
-        """Put a meter before the replicas, and somebody who reads it beside them."""
-        shapes = shapes_for(self._model, self._config, planner, self._factory.kv_tokens_max)
-        signals = Signals(signal_settings(self._config.pace))
-        meter = self._source = LoadMeter(self._replicas, signals, shapes.prompt_weight)
-        self._decisions = DecisionJournal(self._log)
-        self._autopilot = Autopilot(
-            settings_for(self._config),
-            self._replicas,
-            self._reshaper,
-            shapes,
-            signals,
-            meter,
-            self._decisions,
-            busy=lambda: self._reshaper.is_busy,
-        )
-
-    def _has_given_up(self) -> bool:
-        return self._stop.is_set() or self._replicas.finish is not None
+    def _has_ended(self) -> bool:
+        return self._stop.is_set() or self._served.replicas.finish is not None
 
     async def _watch_signals(
         self, scope: trio.CancelScope, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
@@ -184,39 +111,16 @@ class _Daemon:
                 self._stop.set()
 
     async def _serve_http(self, *, task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED) -> None:
-        keys = (self._config.api_key,) if self._config.api_key else ()
-        tokenizer = self._model.tokenizer
-        app = make_app(
-            self._source,
-            tokenizer,
-            lambda: TextStream(tokenizer),
-            self._model.name,
-            GatewayConfig(api_keys=keys),
+        served = self._served
+        await serve_gateway(
+            self._model,
+            self._config,
+            served.source,
+            served.reshaper,
+            served.decisions,
             self._log,
-            self._reshaper,
-            self._decisions,
-        )
-        limits = ServerLimits(drain_s_max=self._config.drain)
-        await serve_app(
-            app, self._config.host, self._config.port, self._stop, limits, self._log, task_status=task_status
+            self._stop,
+            task_status=task_status,
         )
         self._http_ended.set()
-        self._replicas.stop()
-
-
-def _new_log_folder() -> Path:
-    """A fresh folder in the user's state folder; the oldest of earlier runs are removed."""
-    root = platformdirs.user_state_path("flexpipe") / "logs"
-    root.mkdir(parents=True, exist_ok=True)
-    for old in sorted(root.iterdir())[: -(LOG_FOLDERS_KEPT - 1)]:
-        shutil.rmtree(old, ignore_errors=True)
-    folder = root / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-    folder.mkdir()
-    return folder
-
-
-@contextmanager
-def _socket_folder() -> Iterator[Path]:
-    """A folder for this server's sockets that only its user can enter; gone afterwards. Short, since socket paths are."""
-    with tempfile.TemporaryDirectory(prefix="flexpipe-") as folder:
-        yield Path(folder)
+        served.replicas.stop()

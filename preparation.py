@@ -33,19 +33,37 @@ PLANNED_CONTEXT_TOKENS = 512
 
 
 @dataclass(frozen=True, slots=True)
-class PreparedModel:
-    """A model that can be served: on disk, captured, cut into stages, and its devices chosen.
-
-    ``stated_bytes`` is what weights and KV may take on a device, for those of which the user stated it.
-    """
+class ModelOnDisk:
+    """A model that was fetched, converted and captured."""
 
     name: str
     files: ModelFiles
     program: Program
+    tokenizer: HfTokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedModel(ModelOnDisk):
+    """A model that can be served on this host: cut into stages, and its devices chosen.
+
+    ``stated_bytes`` is what weights and KV may take on a device, for those of which the user stated it.
+    """
+
     plan: Plan
     devices: tuple[StageDevice, ...]
-    tokenizer: HfTokenizer
     stated_bytes: Mapping[str, int] = field(default_factory=dict)
+
+
+def put_on_disk(model: str, report: Report = silent) -> ModelOnDisk:
+    """Fetch, convert and capture ``model``. Raises `ModelError`, one sentence."""
+    folder = resolve(model, report=report)
+    program_path = captured(folder.path, report)
+    return ModelOnDisk(
+        name=Path(model).name or model,
+        files=ModelFiles(str(folder.path), str(program_path), digest=model_digest(folder, program_path)),
+        program=load_program(program_path),
+        tokenizer=HfTokenizer(folder.path),
+    )
 
 
 def prepare(model: str, config: ServeConfig, report: Report = silent) -> PreparedModel:
@@ -53,17 +71,15 @@ def prepare(model: str, config: ServeConfig, report: Report = silent) -> Prepare
 
     Raises `ModelError`, `PlanError`, `InfeasiblePartition` or `DeviceError`, each one sentence.
     """
-    folder = resolve(model, report=report)
-    program_path = captured(folder.path, report)
-    program = load_program(program_path)
-    plan, devices = _plan_and_devices(program, program_path, config, report)
+    on_disk = put_on_disk(model, report)
+    plan, devices = _plan_and_devices(on_disk.program, Path(on_disk.files.program_file), config, report)
     return PreparedModel(
-        name=Path(model).name or model,
-        files=ModelFiles(str(folder.path), str(program_path), digest=model_digest(folder, program_path)),
-        program=program,
+        name=on_disk.name,
+        files=on_disk.files,
+        program=on_disk.program,
+        tokenizer=on_disk.tokenizer,
         plan=plan,
         devices=assign(devices, len(plan.stages), config.threads),
-        tokenizer=HfTokenizer(folder.path),
         stated_bytes=stated_memory(config.devices),
     )
 

@@ -1,18 +1,18 @@
 """From what a user wants of a running pipeline to stages at workers: the plan of a refactoring.
 
-Owns the joining of a request, what the model's atoms cost and the devices of this node with the policies that decide. Reads
-nothing but the driver's device count, starts nothing and changes nothing.
+Owns the joining of a request, what the model's atoms cost and a supply of devices with the policies that decide. Reads nothing,
+starts nothing and changes nothing.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from .actors.config import ServeConfig
-from .actors.devices import DEVICES_MAX, DeviceError, cuda_devices, parse_devices, stated_memory
+from .actors.devices import DeviceError
 from .actors.refactor import RefactorRefusedError, RefactorRequest, SameShapeRefusedError
 from .actors.route import Route, StagePlacement
+from .device_supply import DeviceSupply
 from .planning import LOCAL_LINK
 from .policies.cluster.cluster_map import cluster_map
 from .policies.cluster.device_facts import DeviceFacts, LinkClasses
@@ -24,7 +24,7 @@ from .policies.placement.solver import place
 from .policies.placement.values import WHOLE_PPM, NoPlacement, PlacementRequest, PresentStage
 from .policies.reassignment import Devices, HeldStage, SameShapeError, WantedStage, reassign
 from .policies.types import AtomCost, InfeasiblePartition, PlanError, StageLimit
-from .preparation import PreparedModel, costs_for, planned_tokens
+from .preparation import ModelOnDisk, costs_for, planned_tokens
 
 READABLE_DEVICES_MAX = 8
 """Devices among which the readable search is quick, in some tens of ms; for more its compiled twin is worth loading."""
@@ -35,32 +35,24 @@ _ROOM_MAX = 1 << 42
 
 
 class RefactorPlanner:
-    """Plans changes of one model's pipeline. May be called from any thread.
+    """Plans changes of one model's pipeline on the devices of ``supply``. May be called from any thread.
 
-    ``named_devices`` and ``threads`` are what the user gave to `ServeConfig`, None where nothing; ``cores`` is what CPU
-    workers share where the user gave no threads; ``kv_tokens`` of context must find room on devices with a stated memory.
+    ``kv_tokens`` of context must find room on devices with a stated memory.
     """
 
-    def __init__(
-        self,
-        atoms: tuple[AtomCost, ...],
-        named_devices: str | None,
-        threads: int | None,
-        cores: int | None = None,
-        kv_tokens: int = 0,
-    ) -> None:
+    def __init__(self, atoms: tuple[AtomCost, ...], supply: DeviceSupply, kv_tokens: int = 0) -> None:
         self._atoms = atoms
-        self._named_devices = named_devices
-        self._threads = threads
-        self._stated = stated_memory(named_devices)
+        self._supply = supply
         self._kv_tokens = kv_tokens
-        self._cores = len(os.sched_getaffinity(0)) if cores is None else cores
 
     @classmethod
-    def of(cls, model: PreparedModel, config: ServeConfig) -> RefactorPlanner:
+    def of(cls, model: ModelOnDisk, config: ServeConfig, supply: DeviceSupply) -> RefactorPlanner:
         """The planner of a model that is served. Costs are those that its first plan was made from."""
-        costs = costs_for(model.program, config.dtype)
-        return cls(costs, config.devices, config.threads, kv_tokens=planned_tokens(model.program))
+        return cls(costs_for(model.program, config.dtype), supply, planned_tokens(model.program))
+
+    @property
+    def _stated(self) -> Mapping[str, int]:
+        return self._supply.stated
 
     def plan(
         self,
@@ -74,11 +66,14 @@ class RefactorPlanner:
         """The stages that ``request`` makes of ``route``: workers that stay keep their ids, new ones count from ``next_worker``.
 
         ``live_tokens`` of context are held by requests now, so that KV counts for what it weighs; ``taken_devices`` are those
-        of other replicas and of workers that are leaving. Raises `RefactorRefusedError`.
+        of other replicas and of workers that are leaving. A stage on a device that may not be used any more leaves it. Raises
+        `RefactorRefusedError`.
         """
-        present = [HeldStage(s.worker, s.first_atom, s.end_atom, s.device) for s in route.stages]
+        present = [
+            HeldStage(s.worker, s.first_atom, s.end_atom, s.device) for s in route.stages if self._supply.has(s.device)
+        ]
         try:
-            devices = self._devices([stage.device for stage in route.stages], taken_devices)
+            devices = self._supply.devices([stage.device for stage in route.stages], frozenset(taken_devices))
             placed = request.stages is not None and bool(self._stated)
             wanted = (
                 self._placed(request.stages or 0, present, devices, live_tokens)
@@ -94,7 +89,7 @@ class RefactorPlanner:
             raise SameShapeRefusedError(str(error)) from error
         except (PlanError, InfeasiblePartition, DeviceError) as error:
             raise RefactorRefusedError(str(error)) from error
-        return self._placements(stages, beside=len(devices.taken))
+        return self._placements(stages, devices.taken)
 
     def copy(self, route: Route, *, taken_devices: Collection[str]) -> tuple[StagePlacement, ...]:
         """Stages like those of ``route`` for another replica, its workers numbered from 0, on the first free devices.
@@ -102,7 +97,7 @@ class RefactorPlanner:
         ``taken_devices`` are those of all replicas, and of workers that are leaving. Raises `RefactorRefusedError`.
         """
         try:
-            devices = self._devices([stage.device for stage in route.stages], taken_devices)
+            devices = self._supply.devices([stage.device for stage in route.stages], frozenset(taken_devices))
         except DeviceError as error:
             raise RefactorRefusedError(str(error)) from error
         free = [device for device in devices.offered if device not in devices.taken]
@@ -119,7 +114,28 @@ class RefactorPlanner:
             HeldStage(worker, stage.first_atom, stage.end_atom, device)
             for worker, (stage, device) in enumerate(zip(route.stages, chosen, strict=True))
         ]
-        return self._placements(stages, beside=len(devices.taken))
+        return self._placements(stages, devices.taken)
+
+    def recover(
+        self, wanted: Sequence[StagePlacement], *, next_worker: int, taken_devices: Collection[str]
+    ) -> tuple[StagePlacement, ...]:
+        """Stages to bring up in the place of ``wanted``: the same where their devices are here, else cut like them on others.
+
+        Where there are too few devices for that, as many stages as there are. Raises `RefactorRefusedError`.
+        """
+        if all(self._supply.has(stage.device) for stage in wanted):
+            return tuple(wanted)
+        cuts = ",".join(f"{stage.first_atom}:{stage.end_atom}" for stage in wanted)
+        route, refusals = Route(0, tuple(wanted)), []
+        for request in (
+            RefactorRequest(partition=cuts),
+            *(RefactorRequest(stages=count) for count in range(len(wanted) - 1, 0, -1)),
+        ):
+            try:
+                return self.plan(request, route, next_worker=next_worker, taken_devices=taken_devices)
+            except RefactorRefusedError as refusal:
+                refusals.append(refusal)
+        raise refusals[0]
 
     def _wanted(self, request: RefactorRequest, present: Sequence[HeldStage]) -> tuple[WantedStage, ...]:
         match request:
@@ -208,19 +224,9 @@ class RefactorPlanner:
         tokens = max(self._kv_tokens, live_tokens)
         return sum(self._atoms[atom].weight_bytes + tokens * self._atoms[atom].kv_bytes_per_token for atom in atoms)
 
-    def _devices(self, present: Sequence[str], taken: Collection[str]) -> Devices:
-        """Those that the user named, and no others; else as many of the kind that serves as there are, others by name."""
-        taken = frozenset(taken)
-        if self._named_devices:
-            return Devices(parse_devices(self._named_devices), taken=taken)
-        cpus = tuple(f"cpu:{number}" for number in range(DEVICES_MAX))
-        gpus = tuple(f"cuda:{number}" for number in range(cuda_devices()))
-        is_on_gpus = any(device.startswith("cuda") for device in present)
-        return Devices(gpus, cpus, taken) if is_on_gpus else Devices(cpus, gpus, taken)
-
-    def _placements(self, stages: Sequence[HeldStage], *, beside: int) -> tuple[StagePlacement, ...]:
-        """``beside`` other workers share the cores with these."""
-        share = self._threads or max(1, self._cores // (len(stages) + beside))
+    def _placements(self, stages: Sequence[HeldStage], taken: Collection[str]) -> tuple[StagePlacement, ...]:
+        """Workers on ``taken`` devices share the cores with these."""
+        threads = self._supply.threads([stage.device for stage in stages], taken)
         return tuple(
             StagePlacement(
                 worker=stage.worker,
@@ -231,7 +237,7 @@ class RefactorPlanner:
                 first_name=self._atoms[stage.first_atom].name,
                 last_name=self._atoms[stage.end_atom - 1].name,
             )
-            for stage in stages
+            for stage, share in zip(stages, threads, strict=True)
         )
 
 

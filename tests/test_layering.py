@@ -82,14 +82,14 @@ def test_a_folder_imports_only_the_folders_below_it(folder):
     assert wrong == []
 
 
-def test_only_the_daemon_imports_the_gateway():
+def test_only_the_composition_of_a_served_model_imports_the_gateway():
     importers = {
         str(file)
         for file in FILES
         for found in imports(file)
         if found.ours and names(found.module, ("actors.gateway",))
     }
-    assert importers - {str(file) for file in in_folder("actors.gateway")} == {"daemon.py"}
+    assert importers - {str(file) for file in in_folder("actors.gateway")} == {"served_model.py"}
 
 
 @pytest.mark.parametrize("folder", FORBIDDEN)

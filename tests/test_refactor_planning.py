@@ -1,9 +1,10 @@
 """From a user's wish to stages at workers: every kind of wish, devices and threads, and refusals in one sentence."""
 
 import pytest
-from flexpipe import refactor_planning
+from flexpipe import device_supply
 from flexpipe.actors.refactor import RefactorRefusedError, RefactorRequest, SameShapeRefusedError
 from flexpipe.actors.route import Route, StagePlacement
+from flexpipe.device_supply import HostDevices
 from flexpipe.planning import costs_under
 from flexpipe.policies.types import AtomCost
 from flexpipe.refactor_planning import RefactorPlanner
@@ -27,7 +28,7 @@ MODEL = (atom("embed"), *(half for number in range(6) for half in layer(number))
 @pytest.fixture(autouse=True)
 def gpus(monkeypatch):
     """The driver's answer: this node has two GPUs."""
-    monkeypatch.setattr(refactor_planning, "cuda_devices", lambda: 2)
+    monkeypatch.setattr(device_supply, "cuda_devices", lambda: 2)
 
 
 def serving(*cuts, kind="cpu"):
@@ -36,7 +37,7 @@ def serving(*cuts, kind="cpu"):
 
 
 def plan(route, devices=None, threads=None, cores=8, model=MODEL, live_tokens=0, taken=(), next_worker=20, **wish):
-    planner = RefactorPlanner(model, devices, threads, cores)
+    planner = RefactorPlanner(model, HostDevices(devices, threads, cores))
     return planner.plan(
         RefactorRequest(**wish), route, next_worker=next_worker, live_tokens=live_tokens, taken_devices=taken
     )
@@ -204,7 +205,7 @@ def test_another_replica_goes_to_devices_that_hold_it():
 
 def copied(route, devices=None, cores=8, taken=None):
     taken = [stage.device for stage in route.stages] if taken is None else taken
-    return RefactorPlanner(MODEL, devices, None, cores).copy(route, taken_devices=taken)
+    return RefactorPlanner(MODEL, HostDevices(devices, None, cores)).copy(route, taken_devices=taken)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import pytest
 from flexpipe.actors.route import Route, StagePlacement
+from flexpipe.device_supply import HostDevices
 from flexpipe.policies.types import AtomCost
 from flexpipe.refactor_planning import RefactorPlanner
 from flexpipe.shape_planning import (
@@ -27,7 +28,7 @@ ALONE = Running((Route(1, (StagePlacement(0, 0, 8, "cpu:0", 1),)),))
 def planner(stated=None, devices=4, cores=4):
     names = [f"cpu:{number}" for number in range(devices)]
     text = ",".join(f"cpu:1x{size}MiB" for size in stated) if stated else f"cpu:{devices}"
-    refactoring = RefactorPlanner(ATOMS, text, 1, cores=cores)
+    refactoring = RefactorPlanner(ATOMS, HostDevices(text, 1, cores))
     memory = {name: size * MIB for name, size in zip(names, stated or (), strict=False)}
     return ShapePlanner(ATOMS, refactoring, LOAD, names, memory, cores)
 

@@ -27,6 +27,7 @@ from flexpipe.actors.scheduler import Scheduler
 from flexpipe.actors.scheduler_machine import SchedulerLimits
 from flexpipe.actors.worker_machine import WorkerLimits
 from flexpipe.actors.worker_pool import BoundDoors, WorkerPool
+from flexpipe.device_supply import HostDevices
 from flexpipe.policies.types import AtomCost
 from flexpipe.refactor_planning import RefactorPlanner
 from flexpipe.runtime.interface import EngineSpec
@@ -195,7 +196,7 @@ class ModelledPlanner:
             AtomCost(f"layers.{atom // 2}.{'mlp' if atom % 2 else 'attention'}", atom_ns, 100, 4, 8, layers)
             for atom, layers in enumerate(MODEL.layers_of)
         )
-        self.planner = RefactorPlanner(self.atoms, devices, threads, cores=cores)
+        self.planner = RefactorPlanner(self.atoms, HostDevices(devices, threads, cores))
 
     async def plan(self, request, route, **facts):
         await trio.lowlevel.checkpoint()
