@@ -1,4 +1,4 @@
-"""What a forked process does to become a worker: its own session, cores and files, then a stage actor on real engine and sockets.
+"""What a forked process does to become a worker: its own cores and files, then a stage actor on real engine and sockets.
 
 It dies with its daemon, whatever kills that, and leaves signals from the terminal to it.
 """
@@ -43,7 +43,8 @@ class WorkerOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def become_worker(order: WorkerOrder) -> int:
     """Live as a worker in this process; its exit code."""
-    os.setsid()
+    # It stays in the fork server's session, which has no terminal: Linux shares cores out between sessions before it looks at
+    # priorities, so that a thread which stands back (`engine_thread`) would do so for its own process only.
     _redirect(order.errors)
     _die_with(order.daemon_pid)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

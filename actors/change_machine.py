@@ -5,7 +5,8 @@ Rules:
     (the coordinator lets the scheduler cut over) → all are past the cut → the old is released → journal that.
  2. A command that is not answered is sent again; answers that come twice, or for another epoch, change nothing.
  3. It does not decide what a failure means: it says that it failed, and `coordinator_machine` aborts it or restores its route.
- 4. No clock, no socket, no disk here: events in, a step out.
+ 4. Where others serve meanwhile new workers are started one after another, the next once the last said hello.
+ 5. No clock, no socket, no disk here: events in, a step out.
 
 `change.ChangePhase` names the phases, `change.ANSWERS` who has to answer what in which.
 """
@@ -108,8 +109,8 @@ class ChangeMachine:
             case "planned", ChangePhase.PLANNING if event.error:
                 return Step([], Failure(f"the plan could not be written down: {event.error}"))
             case "planned", ChangePhase.PLANNING:
-                spawns = self._roster.spawn(change.route.stages)
-                return Step([*spawns, *self.enter("plan on disk")])
+                entered = self.enter("plan on disk")
+                return Step([*self._spawn(), *entered])
             case "commit", ChangePhase.COMMITTING if event.error:
                 return Step([], Failure(f"the decision could not be written down: {event.error}"))
             case "commit", ChangePhase.COMMITTING:
@@ -122,7 +123,7 @@ class ChangeMachine:
 
     def worker_up(self, worker: int) -> list[Instruction]:
         """A worker said hello: what it is to do."""
-        return self._command(worker)
+        return [*self._command(worker), *self._spawn()]
 
     def answered(self, message: object) -> Step:
         """A worker spoke of this epoch."""
@@ -214,6 +215,17 @@ class ChangeMachine:
             return Step([], Failure(str(error), hopeless=True))
         change.go_on("all Loaded")
         return Step([AskRoom(change.epoch, change.kv_blocks)])
+
+    def _spawn(self) -> list[Instruction]:
+        """Start new workers: all at once where nothing serves, else one after another, so that those who serve feel one start."""
+        stages = self.change.route.stages
+        if self.change.phase is not ChangePhase.LOADING:
+            return []
+        if self.change.base is None:
+            return self._roster.spawn(stages)
+        if not all(self._roster.is_up.get(stage.worker, True) for stage in stages):
+            return []
+        return self._roster.spawn([stage for stage in stages if stage.worker not in self._roster][:1])
 
     def _command(self, worker: int) -> list[Instruction]:
         change = self.change

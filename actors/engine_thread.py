@@ -18,6 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
+import msgspec
 import outcome
 import trio
 
@@ -93,8 +94,7 @@ class EngineThread:
                     await progress(*latest.pop())
 
         if self._engine is None:
-            # In the computing thread, whose workers it starts.
-            self._engine = await _call(self._computing, self._make, spec)
+            self._engine = await self._made(spec)
             self._in_host_memory = spec.device.startswith("cpu")
         async with trio.open_nursery() as nursery:
             nursery.start_soon(tell)
@@ -103,6 +103,15 @@ class EngineThread:
             nursery.cancel_scope.cancel()
         self._backed_blocks = 0  # not in the new layers
         return loaded.unwrap()
+
+    async def _made(self, spec: EngineSpec) -> StageEngine:
+        """A new engine: made in the loading thread, since others may serve on the same cores, but with no worker threads there.
+
+        They would stand back for ever, as it does.
+        """
+        engine = await _call(self._loading, self._make, msgspec.structs.replace(spec, threads=1))
+        await _call(self._computing, engine.use_threads, spec.threads)
+        return engine
 
     async def reserve(self, atoms: range, blocks: int) -> int:
         """Make room for ``blocks`` KV blocks of ``atoms``; the bytes that all pages may take."""

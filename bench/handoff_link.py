@@ -75,6 +75,9 @@ class PagesEngine:
         """There is nothing to load."""
         return StageFacts(0, 0, 0, (), (), (), "", "pages only")
 
+    def use_threads(self, _threads: int) -> None:
+        """It computes nothing."""
+
     def back_pages(self, _blocks: int, _rest: Callable[[], None]) -> int:
         """All have memory: they are full."""
         return self.held.blocks

@@ -85,11 +85,11 @@ def stat_of(pid):
     return fields[0], int(fields[1]), int(fields[3]), int(fields[17])
 
 
-def test_a_worker_is_a_child_in_a_session_of_its_own_and_its_end_is_told_with_its_code(server):
+def test_a_worker_is_a_child_in_its_servers_session_and_its_end_is_told_with_its_code(server):
     pid = server.fork()
     _, parent, session, _ = stat_of(pid)
     assert parent == server.process.pid
-    assert session in (pid, stat_of(parent)[2])  # its own as soon as it has run its first line
+    assert session == stat_of(parent)[2]
     os.kill(pid, signal.SIGKILL)
     assert server.hear() == Ended(pid, -signal.SIGKILL)
 

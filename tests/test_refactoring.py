@@ -15,7 +15,7 @@ from tiny_checkpoint import write_tiny_checkpoint
 pytestmark = pytest.mark.slow
 
 LAYERS = 8
-TOKENS = 400
+TOKENS = 800
 REQUESTS = [
     {"prompt": prompt, "max_tokens": TOKENS}
     for prompt in ("The pipeline", "When the demand changes, " * 12, "a b c d e f g", "x")
@@ -26,7 +26,7 @@ OPTIONS = ("--deterministic", "--step-tokens", "16", "--drain", "1")
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    return write_tiny_checkpoint(tmp_path_factory.mktemp("models") / "tiny", layers=LAYERS, context_tokens=1024)
+    return write_tiny_checkpoint(tmp_path_factory.mktemp("models") / "tiny", layers=LAYERS, context_tokens=2048)
 
 
 @pytest.fixture(scope="module")

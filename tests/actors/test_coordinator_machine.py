@@ -76,6 +76,16 @@ def test_a_live_change_goes_through_its_phases_in_order_and_lets_the_old_worker_
     assert not any(isinstance(done, c.Interrupt) for done in house.done)
 
 
+def test_new_workers_start_one_after_another_where_others_serve_and_all_at_once_where_nobody_does():
+    house = House().served()
+    assert house.coming_at_most == 2
+    house.coming_at_most = 0
+    house.refactor((3, 6, 9), (BOTH, 2, 3, 4))
+    house.settle()
+    check_serving(house, 2, (BOTH, 2, 3, 4))
+    assert house.coming_at_most == 1
+
+
 def test_every_worker_is_told_of_the_pages_that_it_gives_or_takes():
     house = changing(ChangePhase.OPENING)
     opens = {

@@ -131,6 +131,9 @@ class GatedEngine:
         self.stepped = threading.Event()
         self.threads = {"make": threading.get_ident()}
 
+    def use_threads(self, threads):
+        self.threads["use_threads"] = threading.get_ident()
+
     def load(self, _atoms, progress):
         self.threads["load"] = threading.get_ident()
         progress(1, 2)
@@ -170,7 +173,8 @@ async def test_a_step_waits_for_neither_a_load_nor_a_copy():
         await engine.run(range(1), one_token(), None, ())
     assert told[0] == (1, 2)
     threads = made[0].threads
-    assert threads["make"] == threads["run"]
+    assert threads["make"] == threads["load"]
+    assert threads["use_threads"] == threads["run"]  # which starts the kernels' own
     assert len({threads["run"], threads["load"], threads["gather"], threading.get_ident()}) == 4
 
 
@@ -179,6 +183,9 @@ class ShortEngine:
 
     def __init__(self):
         self.asked = []
+
+    def use_threads(self, _threads):
+        pass
 
     def load(self, _atoms, _progress):
         return StageFacts(0, 0, 0, (), (), (), "", "")

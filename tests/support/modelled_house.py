@@ -54,6 +54,7 @@ class House:
         self.writing = deque()
         self.inbox = {}  # living worker -> what it was told and has not answered
         self.coming = []  # workers that were spawned and did not say hello
+        self.coming_at_most = 0
         self.going = []  # workers that were retired and are not gone
         self.rooms = deque()
         self.room = (0, 1)  # requests beyond, blocks of the largest
@@ -190,6 +191,7 @@ class House:
                 self._ever.add(placement.worker)
                 self.inbox[placement.worker] = deque()
                 self.coming.append(placement.worker)
+                self.coming_at_most = max(self.coming_at_most, len(self.coming))
             case c.TellWorker(worker, message):
                 self._tell(worker, message)
             case c.RetireWorker(worker):
