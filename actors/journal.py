@@ -14,6 +14,8 @@ import msgspec
 from .route import Route
 
 RecordKind = Literal["planned", "commit", "released", "aborted"]
+EPOCHS_KEPT_MAX = 1_000
+"""Epochs whose records stay, for people. An epoch takes three records; the largest, a route of 64 stages, has some 8 KiB."""
 
 
 class JournalError(Exception):

@@ -15,28 +15,15 @@ from typing import Self
 import msgspec
 import trio
 
-from .journal import NOTHING, JournalError, JournalRecord, JournalState, fold, follow
+from .journal import EPOCHS_KEPT_MAX, NOTHING, JournalError, JournalRecord, JournalState, fold, follow
+from .sqlite_file import SchemaVersionError, open_exclusively, reason_of
 
 SCHEMA_VERSION = 1
-EPOCHS_KEPT_MAX = 1_000
-"""Epochs whose records stay, for people. An epoch takes three records; the largest, a route of 64 stages, has some 8 KiB."""
-
 _CREATE = (
     "CREATE TABLE IF NOT EXISTS record (place INTEGER PRIMARY KEY, epoch INTEGER, body BLOB)",
     "CREATE INDEX IF NOT EXISTS record_epoch ON record (epoch)",
     "CREATE TABLE IF NOT EXISTS forgotten (place INTEGER PRIMARY KEY CHECK (place = 0), state BLOB)",
 )
-_REASONS = {
-    sqlite3.SQLITE_FULL: "the disk is full; make room and try again",
-    sqlite3.SQLITE_IOERR: "the disk failed or is full; make room, or use another folder",
-    sqlite3.SQLITE_BUSY: "another process uses it; stop that server, or use another folder",
-    sqlite3.SQLITE_LOCKED: "another process uses it; stop that server, or use another folder",
-    sqlite3.SQLITE_CANTOPEN: "its folder does not exist or may not be written to",
-    sqlite3.SQLITE_READONLY: "it may not be written to",
-    sqlite3.SQLITE_NOTADB: "it is another kind of file; remove it, or use another folder",
-    sqlite3.SQLITE_CORRUPT: "it is damaged; remove it, or use another folder",
-}
-"""What SQLite's primary error codes mean to people."""
 
 
 class SqliteJournal:
@@ -100,33 +87,13 @@ class SqliteJournal:
 
 def _open(path: Path, pages_max: int | None) -> tuple[sqlite3.Connection, JournalState]:
     with _in_words(path, "opened"):
-        # Calls come one after another, from whichever thread trio lends.
-        database = sqlite3.connect(path, timeout=0.0, check_same_thread=False)
+        database = open_exclusively(path, SCHEMA_VERSION, _CREATE, pages_max=pages_max)
         try:
-            database.execute("PRAGMA locking_mode = EXCLUSIVE")
-            database.execute("PRAGMA journal_mode = WAL")
-            database.execute("PRAGMA synchronous = FULL")
-            if pages_max is not None:
-                database.execute(f"PRAGMA max_page_count = {pages_max}")
-            _prepare_schema(database, path)
             return database, fold(_records(database, ""), _forgotten(database))
         except BaseException:
             with suppress(sqlite3.Error):
                 database.close()
             raise
-
-
-def _prepare_schema(database: sqlite3.Connection, path: Path) -> None:
-    (version,) = database.execute("PRAGMA user_version").fetchone()
-    if version not in (0, SCHEMA_VERSION):
-        raise JournalError(
-            f"the journal {path} has schema version {version}, this build reads {SCHEMA_VERSION}: use another folder"
-        )
-    with database:
-        database.execute("BEGIN IMMEDIATE")
-        for statement in _CREATE:
-            database.execute(statement)
-        database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
 
 def _records(database: sqlite3.Connection, which: str, *values: int | None) -> list[JournalRecord]:
@@ -145,7 +112,8 @@ def _in_words(path: Path, deed: str) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
-        reason = _REASONS.get(getattr(error, "sqlite_errorcode", 0) & 0xFF, str(error))
-        raise JournalError(f"the journal {path} cannot be {deed}: {reason}") from error
+        raise JournalError(f"the journal {path} cannot be {deed}: {reason_of(error)}") from error
+    except SchemaVersionError as error:
+        raise JournalError(f"the journal {path} {error}") from error
     except msgspec.MsgspecError as error:
         raise JournalError(f"the journal {path} cannot be {deed}: a record is not of this version ({error})") from error

@@ -1,5 +1,6 @@
 """The journal: what histories may be, what they add up to, and that what was acknowledged survives whatever happens."""
 
+import itertools
 import json
 import sqlite3
 import subprocess
@@ -9,10 +10,17 @@ from contextlib import asynccontextmanager
 import pytest
 import trio
 from flexpipe.actors import sqlite_journal
+from flexpipe.actors.cluster.cluster_store import Candidate
+from flexpipe.actors.cluster.etcd_client import EtcdSettings
+from flexpipe.actors.cluster.etcd_store import EtcdStore
 from flexpipe.actors.journal import NOTHING, Committed, JournalError, JournalRecord, JournalState, Planned, fold
 from flexpipe.actors.route import Route, StagePlacement
 from flexpipe.actors.sqlite_journal import SqliteJournal
 from flexpipe.sim.memory_journal import MemoryJournal
+from flexpipe.sim.memory_store import MemoryStore, MemoryStoreServer
+from real_etcd import running_etcd
+
+CLUSTERS = itertools.count()
 
 
 def route(epoch, workers=(0, 1)):
@@ -44,20 +52,44 @@ def decided(epoch, workers=(0, 1)):
     return Committed(route(epoch, workers), "precopy", 7)
 
 
-@pytest.fixture(params=["sqlite", "memory"])
+@pytest.fixture(scope="module")
+def etcd(tmp_path_factory):
+    with running_etcd(tmp_path_factory.mktemp("etcd")) as (member,):
+        yield member
+
+
+@pytest.fixture(params=["sqlite", "etcd", "memory", "memory store"])
 def journals(request, tmp_path):
-    """Opens the same journal again and again."""
+    """Opens the same journal again and again; in a shared store each time by another leader."""
     memory = MemoryJournal()
+    server = MemoryStoreServer()
+    cluster = f"c{next(CLUSTERS)}"
 
     @asynccontextmanager
     async def opened():
-        if request.param == "memory":
-            yield memory
-        else:
-            async with SqliteJournal.open(tmp_path / "journal.sqlite") as journal:
-                yield journal
+        match request.param:
+            case "memory":
+                yield memory
+            case "sqlite":
+                async with SqliteJournal.open(tmp_path / "journal.sqlite") as journal:
+                    yield journal
+            case "memory store":
+                async with led(MemoryStore(server)) as journal:
+                    yield journal
+            case "etcd":
+                settings = EtcdSettings((request.getfixturevalue("etcd").endpoint,))
+                async with EtcdStore.open(settings, cluster) as store, led(store) as journal:
+                    yield journal
 
     return opened
+
+
+@asynccontextmanager
+async def led(store):
+    claim = await store.claim(Candidate("n1", "tcp://127.0.0.1:1"))
+    async with claim.journal("smollm2") as journal:
+        yield journal
+    await claim.resign()
 
 
 async def write_all(journal, records):
