@@ -7,6 +7,7 @@ Owns the hysteresis: `decide` about once a second, `settled` at the end of each 
    ``confirm_shrink_s``;
 3. to have paid for itself: what staying has lost since then is at least what changing costs. How long a load will stay as it
    is nobody knows; waiting until regret equals the price costs at most twice the best hindsight (ski rental);
+   a fleet goes no lower than the most that was advised meanwhile, as Kubernetes' autoscaler does;
 4. ``dwell_s_min`` since the last change, a pause after one that failed, room in the budget of the hour, the last place of
    which is kept for growing;
 5. the guard's consent; where it refuses the best candidate, the next best is asked for.
@@ -25,8 +26,10 @@ from .decision import HOUR_S, ControllerMemory, Decision, Guard, GuardInputs, Le
 from .demand import asked_tokens_per_s
 from .granularity import GranularityPolicy, Score, Shape
 from .observation import Observation
+from .occupancy import asked_by_occupancy
 from .weighing import Question, Verdict, Weighed, cost_of, weigh
 
+ADVISED_ROUNDING = 1e-9
 DOUBLINGS_MAX = 30  # of the pause after a failure; more would overflow
 
 
@@ -49,17 +52,26 @@ def decide(
     if (flaw := observation.flaw()) is not None:
         nothing = Question(Observation(memory.at_s or 0.0), present, policy, limits, 0.0)
         return _not_leaning(memory), _decision(nothing, ("bad-signals", f"nothing can be decided: {flaw}"))
-    asked = asked_tokens_per_s(observation, limits.drain_s, forecast=limits.forecast)
+    asked = _asked(observation, present, limits)
     question = Question(observation, present, policy, limits, asked)
     memory, passed_s, verdict = _pass_time(memory, observation.at_s, limits)
     verdict = verdict or _unfit(memory, question)
     if verdict is not None:
         return _not_leaning(memory), _decision(question, verdict)
     weighed = weigh(question, candidates)
-    verdict = weighed.nothing_better(limits.gain_min)
+    verdict = weighed.nothing_better(limits)
     if verdict is not None:
         return _not_leaning(memory), _decision(question, verdict, weighed.scores, weighed.best)
     return _change(memory, question, weighed, passed_s, guard)
+
+
+def _asked(observation: Observation, present: Shape, limits: Limits) -> float:
+    """The capacity that the load asks for: by how full the pipeline will be where that can be told, else by the work that comes."""
+    lag_s = limits.confirm_grow_s + (observation.startup_s or 0.0)
+    by_occupancy = asked_by_occupancy(observation, present, lag_s) if present.refused is None else None
+    if by_occupancy is None:
+        return asked_tokens_per_s(observation, limits.drain_s, forecast=limits.forecast)
+    return by_occupancy
 
 
 def settled(memory: ControllerMemory, at_s: float, *, succeeded: bool) -> ControllerMemory:
@@ -77,13 +89,15 @@ def _change(
     memory: ControllerMemory, question: Question, weighed: Weighed, passed_s: float, guard: Guard | None
 ) -> tuple[ControllerMemory, Decision]:
     """The decision where another shape is better by enough: change to it, or why not yet."""
-    best = weighed.others[0]
+    best = weighed.worthwhile(question.limits)
+    assert best is not None
     leaning: Leaning = "grow" if question.needs(best.shape) else "shrink"
-    memory = _lean(memory, leaning, (weighed.here - cost_of(best)) * passed_s)
+    memory = _lean(memory, leaning, (weighed.here - cost_of(best)) * passed_s, best.shape.capacity_tokens_per_s)
+    best = _as_advised(memory, question, weighed) or best
     verdict = _not_yet(memory, question, best)
     if verdict is not None:
         return memory, _decision(question, verdict, weighed.scores, best.shape)
-    chosen, refusals = _guarded(memory, question, weighed, guard)
+    chosen, refusals = _guarded(memory, question, weighed, guard, best)
     scores = tuple(refusals.get(score, score) for score in weighed.scores)
     if chosen is None:
         sentence = refusals[best].refused or ""
@@ -150,15 +164,33 @@ def _unfit(memory: ControllerMemory, question: Question) -> Verdict | None:
     return None
 
 
-def _lean(memory: ControllerMemory, leaning: Leaning, regret: float) -> ControllerMemory:
+def _lean(memory: ControllerMemory, leaning: Leaning, regret: float, advised: float) -> ControllerMemory:
     """Counts on where the same has been better since the decision before, anew where it has not."""
     if memory.leaning != leaning:
-        return replace(memory, leaning=leaning, leaning_since_s=memory.at_s or 0.0, regret=0.0)
-    return replace(memory, regret=memory.regret + regret)
+        since_s = memory.at_s or 0.0
+        return replace(memory, leaning=leaning, leaning_since_s=since_s, regret=0.0, advised_tokens_per_s=advised)
+    most = max(memory.advised_tokens_per_s, advised)
+    return replace(memory, regret=memory.regret + regret, advised_tokens_per_s=most)
 
 
 def _not_leaning(memory: ControllerMemory) -> ControllerMemory:
-    return replace(memory, leaning=None, regret=0.0)
+    return replace(memory, leaning=None, regret=0.0, advised_tokens_per_s=0.0)
+
+
+def _as_advised(memory: ControllerMemory, question: Question, weighed: Weighed) -> Score | None:
+    """The best of those worth a change that have as much capacity as was advised at any moment of the leaning; None for none.
+
+    To grow, or where each change has its price (no ``gain_replicas_min``), the present advice is the one that counts.
+    """
+    if memory.leaning == "grow" or question.limits.gain_replicas_min is None:
+        return None
+    least = memory.advised_tokens_per_s * (1 - ADVISED_ROUNDING)
+    return next((score for score in weighed.others if _suits(score, question, weighed, least)), None)
+
+
+def _suits(score: Score, question: Question, weighed: Weighed, least: float) -> bool:
+    enough = score.shape.capacity_tokens_per_s >= least
+    return enough and not question.needs(score.shape) and weighed.is_worth(score, question.limits)
 
 
 def _not_yet(memory: ControllerMemory, question: Question, best: Score) -> Verdict | None:
@@ -196,16 +228,16 @@ def _pause_s(failures: int, limits: Limits) -> float:
 
 
 def _guarded(
-    memory: ControllerMemory, question: Question, weighed: Weighed, guard: Guard | None
+    memory: ControllerMemory, question: Question, weighed: Weighed, guard: Guard | None, best: Score
 ) -> tuple[Score | None, dict[Score, Score]]:
     """(the best that the guard lets pass, those that it refused and what has become of them).
 
-    Only what is better by enough, and for the same reason as the best: that alone has been confirmed.
+    Only ``best`` and what comes after it, is better by enough, and for the same reason: that alone has been confirmed.
     """
     refused: dict[Score, Score] = {}
-    for score in weighed.others:
-        if cost_of(score) >= weighed.here or weighed.gain(score) < question.limits.gain_min:
-            break
+    for score in weighed.others[weighed.others.index(best) :]:
+        if not weighed.is_worth(score, question.limits):
+            continue
         if question.needs(score.shape) != (memory.leaning == "grow"):
             continue
         refusal = guard(_guard_inputs(memory, question, score.shape)) if guard is not None else None

@@ -47,7 +47,9 @@ Reason = Literal[
 class Limits:
     """What keeps the controller from thrashing.
 
-    - ``gain_min``: a change must save this share of the present cost.
+    - ``gain_min``: a change must save this share of the present cost; one of the number of replicas alone, which moves no
+      running pipeline, ``gain_replicas_min`` (None: the same). Where that is given, shrinking goes no lower than the most that
+      was advised while it was confirmed: to release a fleet in steps costs little, to cut it to one moment's need much.
     - ``confirm_grow_s``, ``confirm_shrink_s``: for how long without a break growing, or anything else, must have been better.
       Asymmetric, since too little capacity hurts at once and too much only costs.
     - ``dwell_s_min``: from the end of one change to the next.
@@ -72,16 +74,24 @@ class Limits:
     failure_pause_s: float = 30.0
     failure_pause_s_max: float = 960.0
     forecast: bool = True
+    gain_replicas_min: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse limits that limit nothing by mistake (a comparison with NaN is never true)."""
         for name in self.__slots__:
-            if name != "forecast" and not getattr(self, name) >= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more")
+            value = getattr(self, name)
+            if name != "forecast" and value is not None and not value >= 0:
+                raise ValueError(f"{name} is {value}; it must be 0 or more")
         if self.gain_min >= 1:
             raise ValueError(f"gain_min is {self.gain_min}, and no change saves all of a cost; give a share below 1")
         if self.drain_s == 0:
             raise ValueError("drain_s is 0, and no capacity drains a backlog at once; give a time")
+
+    def gain_for(self, present: Shape, wanted: Shape) -> float:
+        """The share of the present cost that a change between these must save."""
+        if self.gain_replicas_min is not None and wanted.stages == present.stages:
+            return self.gain_replicas_min
+        return self.gain_min
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,13 +148,15 @@ class ControllerMemory:
     """What the controller remembers of one pipeline between decisions; a new one for a new pipeline.
 
     ``leaning`` is what has been better than the present shape since ``leaning_since_s``, and ``regret`` the cost that staying
-    has lost since. ``begun_s`` are the times of the changes begun within the last hour; ``settled_s`` is the end of the last.
+    has lost since; ``advised_tokens_per_s`` is the most capacity that was advised since. ``begun_s`` are the times of the changes
+    begun within the last hour; ``settled_s`` is the end of the last.
     """
 
     at_s: float | None = None
     leaning: Leaning | None = None
     leaning_since_s: float = 0.0
     regret: float = 0.0
+    advised_tokens_per_s: float = 0.0
     under_way: bool = False
     settled_s: float | None = None
     begun_s: tuple[float, ...] = ()

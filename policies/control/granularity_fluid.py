@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from .demand import demand
 from .granularity import PLAUSIBLE_MIN, Score, Shape
 from .observation import Observation
+from .occupancy import expected_requests, room_for
 
 COST_SHARE_MIN = 0.01
 
@@ -56,7 +57,9 @@ class FluidPolicy:
         capacity = _capacities(observation, present, candidates)
         startup = _startups(observation, present, candidates)
         have = float(_capacities(observation, present, [present])[0])
-        wait = _waits(observation, have, capacity, startup, forecast=forecast)
+        wait = _waits_for_room(observation, present, candidates, capacity, startup)
+        if wait is None:
+            wait = _waits(observation, have, capacity, startup, forecast=forecast)
         weights = self._weights
         fragments = weights.fragmentation * np.array([shape.fragmentation_share for shape in candidates])
         devices = weights.per_device * np.array([float(shape.devices) for shape in candidates])
@@ -89,6 +92,25 @@ def _score(
             ("capacity_tokens_per_s", capacity),
         ),
     )
+
+
+def _waits_for_room(
+    observation: Observation,
+    present: Shape,
+    candidates: Sequence[Shape],
+    capacity: NDArray[np.float64],
+    startup: NDArray[np.float64],
+) -> NDArray[np.float64] | None:
+    """[candidates] seconds until the requests beyond each one's room are let in; None where the room is not told.
+
+    All are held against the same moment: when the slowest to start would serve.
+    """
+    coming = expected_requests(observation, present, float(startup.max()))
+    if coming is None:
+        return None
+    rooms = np.array([room_for(observation, present, shape) for shape in candidates])
+    waits: NDArray[np.float64] = np.maximum(coming - rooms, 0.0) * observation.tokens_per_request / capacity
+    return waits
 
 
 def _waits(

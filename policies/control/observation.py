@@ -43,7 +43,8 @@ class Observation:
     stands behind this, ``arrivals`` how many requests are in it. ``rate_per_s`` and ``tokens_per_s`` are means over the rate
     window (`SignalSettings`), ``slope_tokens_per_s2`` is the trend of work over the slope window, 0 where it is not
     significant. ``cv`` and ``cv_short`` are the variation of inter-arrival times over the last many and the last few arrivals.
-    ``queue`` and ``running`` are requests at the last sample, ``kv_used_share`` is the share of KV blocks in use (0 to 1).
+    ``queue`` and ``running`` are requests at the last sample, ``kv_used_share`` is the share of KV blocks in use (0 to 1),
+    ``rows`` how many requests fill all steps of the present shape (0: not told).
     ``service_s`` is a request's mean time in service and ``service_cv2`` its squared variation. ``startup_s`` is the median and
     ``startup_least_s`` the least of the start-ups observed. ``faults`` are sentences on what was wrong with the events since
     the observation before.
@@ -63,6 +64,7 @@ class Observation:
     queue: int = 0
     running: int = 0
     kv_used_share: float = 0.0
+    rows: int = 0
     service_s: float | None = None
     service_cv2: float | None = None
     startup_s: float | None = None
@@ -112,6 +114,7 @@ _NUMBERS = (
     "queue",
     "running",
     "kv_used_share",
+    "rows",
     "service_s",
     "service_cv2",
     "startup_s",

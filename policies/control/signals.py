@@ -72,6 +72,7 @@ class Signals:
         self._queue = 0
         self._running = 0
         self._kv_used_share = 0.0
+        self._rows = 0
         self._faults: dict[str, int] = {}
 
     def arrived(self, at_s: float, tokens: float) -> None:
@@ -96,13 +97,19 @@ class Signals:
         if self._advance(at_s) is not None and self._sound("a start-up time", seconds):
             self._startups.append(seconds)
 
-    def sample(self, at_s: float, queue: int, running: int, kv_used_share: float) -> None:
-        """How many requests wait and run now, and the share of KV blocks in use (0 to 1)."""
+    def sample(self, at_s: float, queue: int, running: int, kv_used_share: float, rows: int = 0) -> None:
+        """How many requests wait and run now, the share of KV blocks in use (0 to 1), and how many fill all steps."""
         if self._advance(at_s) is None:
             return
-        named = (("the queue", queue), ("the requests running", running), ("the KV share in use", kv_used_share))
+        named = (
+            ("the queue", queue),
+            ("the requests running", running),
+            ("the KV share in use", kv_used_share),
+            ("the rows", rows),
+        )
         if all(self._sound(name, value) for name, value in named):
-            self._queue, self._running, self._kv_used_share = queue, running, min(kv_used_share, 1.0)
+            self._queue, self._running, self._rows = queue, running, rows
+            self._kv_used_share = min(kv_used_share, 1.0)
 
     def observe(self, at_s: float) -> Observation:
         """All signals now. Bins that have passed count, the one that is being filled does not."""
@@ -134,6 +141,7 @@ class Signals:
             queue=self._queue,
             running=self._running,
             kv_used_share=self._kv_used_share,
+            rows=self._rows,
             service_s=service_s,
             service_cv2=service_cv2,
             startup_s=float(np.median(self._startups)) if self._startups else None,

@@ -60,7 +60,16 @@ class Weighed:
         """The share of the present cost that ``score`` saves."""
         return 1 - cost_of(score) / self.here
 
-    def nothing_better(self, gain_min: float) -> Verdict | None:
+    def is_worth(self, score: Score, limits: Limits) -> bool:
+        """Whether it is better by enough."""
+        needed = limits.gain_for(self.scores[0].shape, score.shape)
+        return cost_of(score) < self.here and self.gain(score) >= needed
+
+    def worthwhile(self, limits: Limits) -> Score | None:
+        """The best of those that are better by enough."""
+        return next((score for score in self.others if self.is_worth(score, limits)), None)
+
+    def nothing_better(self, limits: Limits) -> Verdict | None:
         """Why the present shape stays whatever time passes; None where another is better by enough."""
         if not self.others:
             return self._none_possible()
@@ -68,9 +77,10 @@ class Weighed:
         if cost_of(first) >= self.here:
             words = self.scores[0].shape.words
             return "best-already", f"{words} is the best there is; next comes {first.shape.words}"
-        if self.gain(first) < gain_min:
+        if self.worthwhile(limits) is None:
             saved = f"{first.shape.words} would save {self.gain(first):.0%} of the cost"
-            return "gain-too-small", f"{saved}, a change needs {gain_min:.0%}"
+            needed = limits.gain_for(self.scores[0].shape, first.shape)
+            return "gain-too-small", f"{saved}, a change needs {needed:.0%}"
         return None
 
     def _none_possible(self) -> Verdict:
