@@ -17,8 +17,8 @@ IPC_PATH_BYTES_MAX = 107
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
-NODE_NAME = re.compile(r"[a-z0-9-]{1,63}")
-"""Names of nodes: a label of a host name."""
+NODE_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{0,62}")
+"""Names of nodes: host names, with or without their domain."""
 
 
 class AddressError(TransportError, ValueError):
@@ -114,7 +114,7 @@ def _tcp(text: str) -> TcpAddress:
         raise AddressError(f"address {text!r} is not tcp://host:port with a port in 1..65535")
     if node is not None and not NODE_NAME.fullmatch(node):
         raise AddressError(
-            f"address {text!r} names the node {node!r}: small letters, digits and dashes, 1 to 63 of them"
+            f"address {text!r} names the node {node!r}: small letters, digits, dots and dashes, 1 to 63 of them"
         )
     return TcpAddress(host, port, node or "")
 

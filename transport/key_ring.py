@@ -101,7 +101,7 @@ def read_key(path: Path) -> bytes:
 def make_ring(folder: Path, name: str) -> KeyRing:
     """Draw a key pair for the node ``name`` and let it in. Raises `KeyRingError` where the folder has a secret key already."""
     if not NODE_NAME.fullmatch(name):
-        raise KeyRingError(f"{name!r} is no name of a node: small letters, digits and dashes, 1 to 63 of them")
+        raise KeyRingError(f"{name!r} is no name of a node: small letters, digits, dots and dashes, 1 to 63 of them")
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     present = sorted(folder.glob("*.key"))
     if present:
@@ -121,7 +121,7 @@ def make_ring(folder: Path, name: str) -> KeyRing:
 def allow(folder: Path, name: str, public: bytes) -> None:
     """Let a node in under its public key; a key that it had before is revoked. Raises `KeyRingError`."""
     if not NODE_NAME.fullmatch(name):
-        raise KeyRingError(f"{name!r} is no name of a node: small letters, digits and dashes, 1 to 63 of them")
+        raise KeyRingError(f"{name!r} is no name of a node: small letters, digits, dots and dashes, 1 to 63 of them")
     if not _Z85_KEY.fullmatch(public):
         raise KeyRingError(f"this is no public key for {name}: 40 Z85 characters, as `flexpipe keys list` shows them")
     for path in (folder / ALLOWED).glob("*.pub"):
@@ -137,7 +137,7 @@ def allow(folder: Path, name: str, public: bytes) -> None:
 def revoke(folder: Path, name: str) -> None:
     """Let a node in no more. Raises `KeyRingError` where it was not allowed anyway."""
     if not NODE_NAME.fullmatch(name):
-        raise KeyRingError(f"{name!r} is no name of a node: small letters, digits and dashes, 1 to 63 of them")
+        raise KeyRingError(f"{name!r} is no name of a node: small letters, digits, dots and dashes, 1 to 63 of them")
     try:
         (folder / ALLOWED / f"{name}.pub").unlink()
     except FileNotFoundError:
@@ -149,7 +149,7 @@ def revoke(folder: Path, name: str) -> None:
 
 def _check_name(path: Path) -> None:
     if not NODE_NAME.fullmatch(path.stem):
-        raise KeyRingError(f"{path} is named after no node: small letters, digits and dashes, 1 to 63 of them")
+        raise KeyRingError(f"{path} is named after no node: small letters, digits, dots and dashes, 1 to 63 of them")
 
 
 def _check_private(path: Path) -> None:
