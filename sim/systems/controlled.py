@@ -4,9 +4,9 @@ Owns the beat and the acting in a simulated cluster, as `actors.autopilot` owns 
 `policies.controller.decide`'s. Simplified against the daemon: each model has one controller of its own; all replicas of a model
 are reshaped in one go where the daemon takes one after the other; a replica lost with its node is started anew at once.
 
-A known fault: where a replica changes its depth, devices are chosen as if its own memory were free, while a live change needs old
-and new stages beside each other there, and KV pages fill what is left. Such changes are often refused. `refactor_planning`, which
-splits a stage where it is, does better; results that rest on changes of depth (the paper's policy above all) are too low by it.
+A replica that comes or goes alone is asked for and counts at once: the next decision does not wait for it. A change of depth splits
+or merges stages where they are (`nested_change`), and old and new have to fit beside each other. Replicas fill their devices with
+KV, so a split finds room and keeps the KV room that there was, while most merges are refused, as the product refuses them.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from ...policies.control.controller import decide, settled
 from ...policies.control.decision import ControllerMemory, Decision, Guard, Limits
 from ...policies.control.granularity import GranularityPolicy, Shape
 from ..cluster.served_model import PLANNED_ROWS
-from ..cluster.system import Action, Dispatch, How, View
+from ..cluster.system import Action, Dispatch, How, Start, View
 from .fleet import Fleet, Warmth, first_starts
 from .load_view import LoadView
 from .model_shapes import STAGE_COUNTS, ModelShapes
+from .nested_change import NoChangeError
 from .placing import Placer, planned
 from .situation import Situation
 
@@ -41,7 +42,8 @@ FIRST_HEADROOM = 1.2
 class ControlSettings:
     """How to decide, and what may be changed at all: ``depths``, and the replica count unless ``fixed_replicas``.
 
-    No replica is given more KV room than ``kv_tokens_max``.
+    No replica is given more KV room than ``kv_tokens_max``. With ``drain`` a replica that goes ends its requests first; else
+    others go on with them at once, their KV computed anew.
     """
 
     policy: GranularityPolicy
@@ -51,6 +53,7 @@ class ControlSettings:
     fixed_replicas: bool = False
     placer: Placer = planned
     how: How = "live"
+    drain: bool = True
     kv_tokens_max: int | None = None
 
 
@@ -98,16 +101,16 @@ class ControlledModel:
         """Learn, decide, act."""
         fleet = self._fleet(view)
         serving = [replica for replica in fleet.replicas if replica.state == "serving"]
-        full_rows = sum(len(replica.stages) for replica in serving) * PLANNED_ROWS
-        self._load.see(view, full_rows)
+        full_rows = sum(len(replica.stages) for replica in fleet.replicas) * PLANNED_ROWS
+        present = self._present(fleet) if serving else None
+        self._load.see(view, full_rows, present.kv_tokens if present else 0)
         self._warm.see(self._model, view)
         actions = self._go_on(fleet)
-        if not serving:
+        if present is None:
             self._full_since = None
             return actions + self._restart(fleet)
-        present = self._present(fleet)
         busy = sum(replica.waiting + replica.running for replica in serving) + view.unplaced[self._model]
-        self._correct(present, view.now_s, full=busy >= full_rows)
+        self._correct(present, view.now_s, full=busy >= full_rows and len(serving) == len(fleet.replicas))
         decision = self._decide(fleet, present)
         self.decisions.append(decision)
         if decision.action == "change":
@@ -118,10 +121,11 @@ class ControlledModel:
         return Fleet(view, self._model, self._settings.placer, self._warm, self._settings.kv_tokens_max)
 
     def _present(self, fleet: Fleet) -> Shape:
-        serving = [replica for replica in fleet.replicas if replica.state == "serving"]
-        stages = len(serving[0].stages)
-        shape = self._shapes.shape(stages, len(serving), kv_tokens=sum(replica.kv_tokens for replica in serving))
-        capacity = sum(self._shapes.facts.capacity(len(replica.stages)) for replica in serving)
+        """All replicas, those that start included: what is on its way is not asked for again."""
+        facts, stages = self._shapes.facts, len(fleet.replicas[0].stages)
+        kv_tokens = sum(replica.kv_tokens or facts.depths[len(replica.stages)].kv_tokens for replica in fleet.replicas)
+        capacity = sum(facts.capacity(len(replica.stages)) for replica in fleet.replicas)
+        shape = self._shapes.shape(stages, len(fleet.replicas), kv_tokens=kv_tokens)
         return replace(shape, capacity_tokens_per_s=capacity)
 
     def _decide(self, fleet: Fleet, present: Shape) -> Decision:
@@ -171,12 +175,27 @@ class ControlledModel:
             change.todo.append("reshape")
         if wanted.replicas > present.replicas:
             change.todo.append("start")
-        actions = fleet.stops(max(0, present.replicas - wanted.replicas), tag=change.tag)
+        fewer = max(0, present.replicas - wanted.replicas)
+        if wanted.stages == present.stages:
+            return self._replicas_only(fleet, change, fewer)
+        actions = fleet.stops(fewer, drain=self._settings.drain, tag=change.tag)
         change.awaited = len(actions)  # what follows needs the devices that they are on
         return actions or self._go_on(fleet)
 
+    def _replicas_only(self, fleet: Fleet, change: _Change, fewer: int) -> list[Action]:
+        """Replicas come or go, and nothing waits for them: the next decision may be taken, and counts what is on its way."""
+        self._change = None
+        actions = (
+            fleet.stops(fewer, drain=self._settings.drain, tag=change.tag)
+            if fewer
+            else fleet.starts(change.wanted.stages, change.wanted.replicas - len(fleet.replicas), change.tag)
+        )
+        self._memory = settled(self._memory, fleet.view.now_s, succeeded=bool(actions))
+        return actions
+
     def _go_on(self, fleet: Fleet) -> list[Action]:
         """Take the outcomes in, and ask for the next part of the change under way once the one before is done."""
+        self._learn(fleet.view)
         change = self._change
         if change is None:
             return []
@@ -185,8 +204,6 @@ class ControlledModel:
                 change.awaited -= 1
                 if outcome.kind in {"refused", "failed"}:
                     change.failed = outcome.sentence or outcome.kind
-                elif outcome.kind == "serving":
-                    self._load.signals.started_up(outcome.at_s, outcome.took_s)
         if change.awaited > 0:
             return []
         while change.todo and not change.failed:
@@ -198,12 +215,23 @@ class ControlledModel:
         self._memory = settled(self._memory, fleet.view.now_s, succeeded=not change.failed)
         return []
 
+    def _learn(self, view: View) -> None:
+        """How long starts took; one of a replica alone that came to nothing makes the next change wait."""
+        for outcome in view.outcomes:
+            if not isinstance(outcome.action, Start) or outcome.action.model != self._model or not outcome.action.tag:
+                continue
+            if outcome.kind == "serving":
+                self._load.signals.started_up(outcome.at_s, outcome.took_s)
+            elif outcome.kind in {"refused", "failed"} and self._change is None:
+                self._memory = settled(self._memory, view.now_s, succeeded=False)
+
     def _part(self, fleet: Fleet, change: _Change, phase: Phase) -> list[Action]:
         if phase == "reshape":
-            actions = fleet.reshapes(change.wanted.stages, self._settings.how, change.tag)
-            if actions is None:
-                change.failed = f"there are no devices for {change.wanted.words}"
-            return actions or []
+            try:
+                return fleet.reshapes(change.wanted.stages, self._settings.how, change.tag)
+            except NoChangeError as error:
+                change.failed = str(error)
+                return []
         missing = change.wanted.replicas - len(fleet.replicas)
         starts = fleet.starts(change.wanted.stages, missing, change.tag) if missing > 0 else []
         if missing > 0 and not starts:

@@ -6,15 +6,15 @@ Owns the turning of "so many replicas of so many stages" into actions on a `View
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from math import ceil
 
 from ...policies.kv_room import NoRoomError
-from ...policies.placement.values import PresentStage
 from ..cluster.pipeline_times import kv_room
 from ..cluster.served_model import ServedModel
 from ..cluster.system import Action, How, ReplicaView, Reshape, StageAt, Start, Stop, View
 from .model_shapes import ModelShapes
+from .nested_change import kv_tokens_after, nested_stages
 from .placing import Placer, Site, Stages
 
 
@@ -77,19 +77,21 @@ class Fleet:
         order = sorted(self.replicas, key=lambda replica: (replica.state != "starting", -replica.number))
         return [Stop(replica.number, drain, tag) for replica in order[:count]]
 
-    def reshapes(self, stages: int, how: How = "live", tag: str = "") -> list[Action] | None:
-        """Every replica takes so many stages; None where one of them finds no devices."""
+    def reshapes(self, stages: int, how: How = "live", tag: str = "") -> list[Action]:
+        """Every replica takes so many stages, split or merged where it is. Raises `NoChangeError` where one of them cannot."""
         actions: list[Action] = []
         taken = self.devices
         for replica in self.replicas:
             if replica.state != "serving" or len(replica.stages) == stages:
                 continue
-            own = _devices([replica.stages])
-            site = replace(self._site(taken - own), present=held_by(self.served, replica))
-            found = self.placer(self.served, stages, site)
-            if found is None:
-                return None
-            actions.append(Reshape(replica.number, found, how, self._kv_tokens(found, replica), tag=tag))
+            site = self._site(taken)
+            found = nested_stages(self.served, replica, stages, site)
+            room = (
+                kv_tokens_after(self.served, replica, found, site) if how == "live" else self._kv_tokens(found, replica)
+            )
+            if self.kv_tokens_max is not None and room is not None:
+                room = min(room, self.kv_tokens_max)
+            actions.append(Reshape(replica.number, found, how, room, tag=tag))
             taken = taken | _devices([found])
         return actions
 
@@ -107,20 +109,6 @@ class Fleet:
     def _site(self, taken: frozenset[int]) -> Site:
         warm = {node: frozenset(layers) for node, layers in self.warm.layers.items()}
         return Site(self.view.cluster, taken, warm)
-
-
-def held_by(model: ServedModel, replica: ReplicaView) -> tuple[PresentStage, ...]:
-    """A replica's stages with the bytes that come free where one goes."""
-    return tuple(
-        PresentStage(
-            stage.device,
-            stage.first,
-            stage.end,
-            model.stage_bytes(stage.first, stage.end)
-            + replica.kv_tokens * model.stage_kv_bytes(stage.first, stage.end),
-        )
-        for stage in replica.stages
-    )
 
 
 def replicas_for(shapes: ModelShapes, depth: int, work: float) -> int:

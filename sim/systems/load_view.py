@@ -27,10 +27,11 @@ class LoadView:
         self._output_tokens = output_tokens
         self._served: dict[int, float] = {}
 
-    def see(self, view: View, full_rows: int) -> None:
+    def see(self, view: View, full_rows: int, kv_tokens: int) -> None:
         """Feed what has come and gone since the view before, and how full the replicas are.
 
-        ``full_rows`` requests saturate the replicas: what runs beyond them only makes steps slower, and counts as waiting.
+        ``full_rows`` requests saturate the replicas, those that start included, and ``kv_tokens`` is their KV room: what runs
+        beyond full rows only makes steps slower, and counts as waiting.
         """
         replicas = view.of(self._model)
         self._see_arrivals(view)
@@ -38,8 +39,10 @@ class LoadView:
         self._see_service(replicas)
         waiting = sum(replica.waiting for replica in replicas) + view.unplaced[self._model]
         running = sum(replica.running for replica in replicas)
-        used, room = sum(replica.kv_used for replica in replicas), sum(replica.kv_tokens for replica in replicas)
-        self.signals.sample(view.now_s, waiting + max(0, running - full_rows), running, used / max(room, 1))
+        used = sum(replica.kv_used for replica in replicas)
+        self.signals.sample(
+            view.now_s, waiting + max(0, running - full_rows), running, used / max(kv_tokens, 1), full_rows
+        )
 
     def observe(self, now_s: float) -> Observation:
         """All signals now."""

@@ -164,7 +164,12 @@ class ModelShapes:
             for replicas in replicas_wanted or range(1, most + 1):
                 if replicas > most or (depth, replicas) == (present.stages, present.replicas):
                     continue
+                kept = min(replicas, present.replicas)
+                kv_tokens = None
+                if depth != present.stages and present.kv_tokens:  # a live change widens no replica's KV room
+                    each = min(present.kv_tokens // present.replicas, self.facts.depths[depth].kv_tokens)
+                    kv_tokens = kept * each + (replicas - kept) * self.facts.depths[depth].kv_tokens
                 grows = replicas > present.replicas or depth != present.stages
                 startup_s = self.facts.startup_s(depth) if grows else SHRINK_S
-                found.append(self.shape(depth, replicas, startup_s=startup_s))
+                found.append(self.shape(depth, replicas, kv_tokens, startup_s))
         return tuple(found)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ...policies.cluster.cluster_map import ClusterMap
 from ...policies.partition import PartitionProblem, partition
 from ...policies.placement.solver import place
-from ...policies.placement.values import NoPlacement, PlacementRequest, PresentStage
+from ...policies.placement.values import NoPlacement, PlacementRequest
 from ...policies.types import InfeasiblePartition, StageLimit
 from ..cluster.served_model import PLANNED_CONTEXT, ServedModel
 from ..cluster.system import StageAt
@@ -29,25 +29,19 @@ Stages = tuple[StageAt, ...]
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """What is known of the moment: the map, devices that are not to be used, and layers in nodes' host memory.
-
-    ``present`` are the stages that the replica to be placed has now, if it has any.
-    """
+    """What is known of the moment: the map, devices that are not to be used, and layers in nodes' host memory."""
 
     cluster: ClusterMap
     taken: frozenset[int] = frozenset()
     warm: Mapping[int, frozenset[int]] = field(default_factory=dict)
-    present: tuple[PresentStage, ...] = ()
 
     def without(self, stages: Stages) -> Site:
         """The same with the devices of ``stages`` taken."""
         return replace(self, taken=self.taken | {stage.device for stage in stages})
 
     def free_bytes(self) -> NDArray[np.int64]:
-        """[devices] what is free, and what comes free where the present stages go; nothing where taken."""
+        """[devices] what is free; nothing where taken."""
         free = self.cluster.free_bytes.copy()
-        for stage in self.present:
-            free[stage.device] += stage.held_bytes
         free[list(self.taken)] = 0
         return free
 
@@ -94,7 +88,6 @@ def planned(model: ServedModel, stages: int, site: Site) -> Stages | None:
         workspace_bytes=WORKSPACE_BYTES,
         occupied=site.taken,
         warm=site.warm,
-        present=(site.present,) if site.present else (),
     )
     found = place(site.cluster, request)
     if isinstance(found, NoPlacement):
