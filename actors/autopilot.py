@@ -21,7 +21,14 @@ from ..policies.control.signals import Signals
 from ..runtime.interface import BLOCK_TOKENS
 from .decision_journal import DecisionJournal
 from .load_meter import LoadMeter
-from .refactor import Refactorer, RefactorFailed, RefactorRefusedError, RefactorReport, RefactorRequest
+from .refactor import (
+    Refactorer,
+    RefactorFailed,
+    RefactorRefusedError,
+    RefactorReport,
+    RefactorRequest,
+    SameShapeRefusedError,
+)
 from .replicas import Replicas
 from .route import Route
 
@@ -149,12 +156,19 @@ class Autopilot:
         self._journal.acted(decision.wanted, ended_s - began_s, sentence, dry_run=self._settings.dry_run)
 
     async def _change(self, present: Shape, wanted: Shape) -> str:
-        """Carry it out: fewer replicas first, which frees devices, then the stages, then more replicas. "" or what failed."""
-        fewer, more = wanted.replicas < present.replicas, wanted.replicas > present.replicas
+        """Carry it out, capacity first: the replicas that stay take their stages, and only then others go. "" or what failed.
+
+        Where there is no room for that, those that go free their devices first. More replicas come last, shaped like the others.
+        """
+        fewer, reshapes = wanted.replicas < present.replicas, wanted.stages != present.stages
+        if fewer and reshapes:
+            made, sentence = await self._reshape_kept(wanted)
+            if made or sentence:
+                return sentence or await self._carry_out(RefactorRequest(replicas=wanted.replicas))
         requests = [
             *([RefactorRequest(replicas=wanted.replicas)] if fewer else []),
-            *([RefactorRequest(stages=wanted.stages)] if wanted.stages != present.stages else []),
-            *([RefactorRequest(replicas=wanted.replicas)] if more else []),
+            *([RefactorRequest(stages=wanted.stages)] if reshapes else []),
+            *([RefactorRequest(replicas=wanted.replicas)] if wanted.replicas > present.replicas else []),
         ]
         for request in requests:
             sentence = await self._carry_out(request)
@@ -162,14 +176,35 @@ class Autopilot:
                 return sentence
         return ""
 
+    async def _reshape_kept(self, wanted: Shape) -> tuple[bool, str]:
+        """(whether the replicas that stay have the wanted stages now, what failed on the way).
+
+        One that is refused for want of room leaves those before it changed: retiring others first will give it room.
+        """
+        for replica in self._replicas.present[: wanted.replicas]:
+            try:
+                sentence = await self._done(RefactorRequest(stages=wanted.stages, replica=replica.number))
+            except SameShapeRefusedError:
+                continue
+            except RefactorRefusedError:
+                return False, ""
+            if sentence:
+                return False, sentence
+        return True, ""
+
     async def _carry_out(self, request: RefactorRequest) -> str:
+        """Empty, or why it was refused, or failed."""
         try:
-            async with aclosing(self._refactorer.refactor(request)) as events:
-                async for event in events:
-                    if isinstance(event, RefactorReport):
-                        return ""
-                    if isinstance(event, RefactorFailed):
-                        return event.sentence
+            return await self._done(request)
         except RefactorRefusedError as refusal:
             return str(refusal)
+
+    async def _done(self, request: RefactorRequest) -> str:
+        """Empty, or what failed. Raises `RefactorRefusedError`."""
+        async with aclosing(self._refactorer.refactor(request)) as events:
+            async for event in events:
+                if isinstance(event, RefactorReport):
+                    return ""
+                if isinstance(event, RefactorFailed):
+                    return event.sentence
         raise AssertionError("the events of a change ended without a last one")
