@@ -19,6 +19,7 @@ from .actors.config import ConfigError, ServeConfig
 from .commands.bench_app import DEFAULT_MODEL, bench
 from .commands.certify_app import certify
 from .commands.evaluate_app import evaluate
+from .commands.keys_app import keys
 
 CONFIG_FILE = "flexpipe.toml"
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -316,6 +317,7 @@ app.command(
 app.command(bench)
 app.command(certify)
 app.command(evaluate)
+app.command(keys)
 
 
 def main() -> None:

@@ -48,6 +48,7 @@ OURS = {
         "planning",
         "preparation",
         "sim",
+        "transport.key_ring",
     ),
 }
 # Third-party and standard modules that a folder must never import, at whatever depth.

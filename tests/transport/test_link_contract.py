@@ -247,7 +247,7 @@ async def test_addresses_of_another_kind_are_refused(kind, tmp_path):
 
 
 async def test_an_address_in_use_is_refused(kind, tmp_path):
-    async with two_transports(kind, tmp_path) as (left, right, address):
+    async with two_transports(kind, tmp_path) as (left, _, address):
         await left.bind(address, name="first")
         with pytest.raises(AddressError):
             await left.bind(address, name="second")
