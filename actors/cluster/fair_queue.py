@@ -2,7 +2,7 @@
 
 The rule is the dynamic threshold of shared buffers (Choudhury and Hahne, "Dynamic queue length thresholds for shared-memory
 packet switches", 1998): a gateway may have at most ``SHARE`` times as many requests waiting as there are free places. So one that
-floods the queue leaves a third of it free, two leave a fifth, and a newcomer always finds room; one by itself may use all of it.
+floods the queue leaves others a third of what was free, and gets no more before that was used; one by itself may use all.
 """
 
 from __future__ import annotations

@@ -143,7 +143,6 @@ class GatewayConversation:
                 self._use(stream)
                 request, outputs = submitted(message, self._services.vocabulary_size)
                 scope = self._streams[stream] = trio.CancelScope()
-                self._waiting.add(stream)
                 nursery.start_soon(self._serve, stream, request, outputs, scope)
             case Cancel(number) | StopWatching(number):
                 scopes = self._streams if isinstance(message, Cancel) else self._watched
@@ -189,6 +188,7 @@ class GatewayConversation:
             raise GenerationFailedError("overloaded", sentence, RETRY_AFTER_S)
         if outputs is None:
             self._check_queue(self)
+        self._waiting.add(stream)
         outbox = self._outbox
         async with self._services.source.open(request, outputs) as events:
             self._board.prompt()

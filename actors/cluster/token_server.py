@@ -122,7 +122,7 @@ class TokenServer:
     def _check_queue(self, conversation: GatewayConversation) -> None:
         """Raise `GenerationFailedError` ("overloaded") where the gateway has its share of the queue already."""
         others = [each.waiting for each in self._conversations if each is not conversation]
-        waiting = conversation.waiting - 1  # the one that asks is counted
+        waiting = conversation.waiting
         if not may_wait(waiting, others, self._limits.queue_requests_max):
             sentence = f"{waiting} requests of this gateway are waiting already, its share; try again in a moment"
             raise GenerationFailedError("overloaded", sentence, RETRY_AFTER_S)

@@ -21,6 +21,7 @@ from flexpipe.actors.refactor import (
     RefactorRequest,
 )
 from flexpipe.sim.modelled_engine import ModelledEngine
+from modelled_leaders import cluster
 from modelled_pipeline import MODEL, modelled_replicas
 from toy_refactorer import ToyRefactorer
 
@@ -70,6 +71,7 @@ async def pipeline_world():
         await made.wait_ready()
         yield SimpleNamespace(
             refactorer=made.reshaper,
+            source=made.replicas,
             good=RefactorRequest(stages=4),
             other=RefactorRequest(partition="2,4"),
             bad=RefactorRequest(stages=13),
@@ -83,7 +85,18 @@ async def pipeline_world():
         gate[0].set()
 
 
-WORLDS = [toy_world, pipeline_world]
+@asynccontextmanager
+async def remote_world():
+    """A gateway's refactorer, whose leader has a pipeline."""
+    async with pipeline_world() as world, cluster() as made:
+        gateway = await made.gateway()
+        await made.lead(1, source=world.source, refactorer=world.refactorer)
+        await made.attached(gateway, 1)
+        world.refactorer = gateway.refactorer
+        yield world
+
+
+WORLDS = [toy_world, pipeline_world, remote_world]
 
 
 @pytest.fixture(params=WORLDS, ids=lambda world: world.__name__)

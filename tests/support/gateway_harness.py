@@ -75,9 +75,9 @@ async def running_gateway(source=None, config=None, limits=None, refactorer=None
 
     with trio.fail_after(HANG_S):
         async with trio.open_nursery() as nursery:
-            await nursery.start(source.run)
-            if refactorer is not None:
-                await nursery.start(refactorer.run)
+            for part in (source, refactorer):
+                if hasattr(part, "run"):  # else it runs already
+                    await nursery.start(part.run)
             (address,) = await nursery.start(run_server)
             harness = Harness(source, refactorer, address, shutdown, stopped, text)
             try:

@@ -23,6 +23,7 @@ from flexpipe.transport.memory import MemoryNetwork, Weather
 from modelled_pipeline import FACTS, MODEL, modelled_replicas
 
 MODEL_DIGEST = "modelled"
+UNTIL_S_MAX = 30.0
 
 
 class LeaderBoard:
@@ -81,8 +82,9 @@ class Cluster:
         return [line for line in lines if line["event"] == name and process in (None, line["process"])]
 
     async def until(self, condition):
-        while not condition():
-            await trio.sleep(0.001)
+        with trio.fail_after(UNTIL_S_MAX):
+            while not condition():
+                await trio.sleep(0.002)
 
     async def gateway(self, name="g1", *, board=None, limits=RemoteLimits(), model=MODEL_DIGEST, facts=FACTS):
         """Start a gateway; it may have no leader yet."""
