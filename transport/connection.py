@@ -28,8 +28,10 @@ class Connection:
                 return cls(descriptor, (duplicate.getsockname(), duplicate.getpeername()))
         return None
 
-    def hang_up(self) -> None:
-        """End it, if it still is; both sides' libzmq then see the end of a stream."""
+    def hang_up(self) -> bool:
+        """End it; whether there was something to end. Both sides' libzmq then see the end of a stream."""
         with suppress(OSError), socket.socket(fileno=os.dup(self.descriptor)) as duplicate:
             if (duplicate.getsockname(), duplicate.getpeername()) == self.ends:
                 duplicate.shutdown(socket.SHUT_RDWR)
+                return True
+        return False

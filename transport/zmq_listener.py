@@ -112,10 +112,9 @@ class RouterWire:
         self._listener.closed(self)
         await trio.lowlevel.checkpoint()
 
-    def hang_up(self) -> None:
-        """End the connection. One over ipc has none that could be ended, and is of this host's own user."""
-        if self._connection is not None:
-            self._connection.hang_up()
+    def hang_up(self) -> bool:
+        """End the connection; whether there was one. One over ipc cannot be ended so, and is of this host's own user."""
+        return self._connection is not None and self._connection.hang_up()
 
     @property
     def identity(self) -> bytes:
@@ -153,6 +152,7 @@ class ZmqListener:
         self._socket_file: Path | None = None
         self._wires: dict[bytes, RouterWire] = {}
         self._leaving: deque[tuple[float, RouterWire]] = deque()
+        self._strangers = 0
         self._is_deaf = False
         self._scope = trio.CancelScope()
 
@@ -252,25 +252,36 @@ class ZmqListener:
                 event, value = MONITOR_EVENT.unpack((await self._monitor.receive())[0])
                 if event == zmq.EVENT_DISCONNECTED:
                     await trio.sleep(DOUBT_S)
-                    self._doubt(value)
-                elif event & HANDSHAKE_FAILED and event != zmq.EVENT_HANDSHAKE_FAILED_AUTH:
-                    # Of a refused proof the authenticator tells, which knows more.
-                    self._reception.refuse(RefusalReason.HANDSHAKE, "", "", stranger(event))
+                    self._disconnected(value)
+                elif event & HANDSHAKE_FAILED:
+                    self._strangers += 1
+                    if (
+                        event != zmq.EVENT_HANDSHAKE_FAILED_AUTH
+                    ):  # of a refused proof the authenticator tells, which knows more
+                        self._reception.refuse(RefusalReason.HANDSHAKE, "", "", stranger(event))
 
-    def _doubt(self, descriptor: int) -> None:
+    def _disconnected(self, descriptor: int) -> None:
         # By now the number may be another connection's: then its link says a word more than it had to.
-        for wire in self._wires.values():
-            if wire.descriptor == descriptor:
-                wire.tell(WireEvent.DOUBTFUL)
+        doubtful = [wire for wire in self._wires.values() if wire.descriptor == descriptor]
+        for wire in doubtful:
+            wire.tell(WireEvent.DOUBTFUL)
+        if self._strangers and not doubtful:
+            # libzmq tells a failed handshake and the end of its connection one right after the other.
+            self._strangers -= 1
+        elif not doubtful and not self._is_deaf:
+            # libzmq is silent on some handshakes that fail: ZMTP 1 where it wants a proof.
+            self._reception.refuse(RefusalReason.HANDSHAKE, "", "", "it was no peer's connection, and has ended")
 
     async def _see_off(self) -> None:
         """Hang up on peers whose links have ended and who have not left, and forget them."""
         while True:
             await trio.sleep(GOODBYE_LINGER_MS / 1000)
             while self._leaving and self._leaving[0][0] <= trio.current_time():
-                wire = self._leaving.popleft()[1]
-                wire.hang_up()
-                del self._wires[wire.identity]
+                when, wire = self._leaving.popleft()
+                if wire.hang_up():
+                    self._leaving.append((when + GOODBYE_LINGER_MS / 1000, wire))  # its end is yet to be told
+                else:
+                    del self._wires[wire.identity]
 
     @property
     def _frames_max(self) -> int:

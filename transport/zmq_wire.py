@@ -23,7 +23,7 @@ from .link import WireEvent
 from .link_machine import Segments
 from .seal import SEALED_BYTES_EXTRA
 from .unix_socket import listen_unix
-from .zmq_socket import ZmqSocket
+from .zmq_socket import ZmqSocket, descriptor_of
 
 CONTROL_FRAMES_MAX = 64
 """Room in ZeroMQ's queues beyond the messages that have credit; an honest peer has a handful of control frames under way."""
@@ -88,6 +88,8 @@ class ZmqWire:
         self._binds = False
         self._socket_file: Path | None = None
         self._strangers = 0
+        self._connections = 0
+        self._peer_descriptor: int | None = None
 
     def bind(self, address: Address) -> None:
         """Take the binding end of ``address``. Raises `AddressError`."""
@@ -104,7 +106,10 @@ class ZmqWire:
 
     def receive_nowait(self) -> list[memoryview] | None:
         """See `Wire`."""
-        return self._socket.receive_nowait()
+        segments = self._socket.receive_nowait()
+        if self._peer_descriptor is None and segments is not None:
+            self._peer_descriptor = descriptor_of(segments[0])
+        return segments
 
     async def wait_receivable(self) -> None:
         """See `Wire`."""
@@ -113,18 +118,17 @@ class ZmqWire:
     async def next_event(self) -> WireEvent:
         """See `Wire`. A connection that fails ZeroMQ's handshake (a port scan) is nobody's peer and not told."""
         while True:
-            event, _value = MONITOR_EVENT.unpack((await self._monitor.receive())[0])
+            event, value = MONITOR_EVENT.unpack((await self._monitor.receive())[0])
             if event & HANDSHAKE_FAILED:
                 if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH and not self._binds:
                     return WireEvent.REFUSED
                 self._strangers += 1
                 self._report(event)
             elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                self._connections += 1
                 return WireEvent.CONNECTED
-            elif self._strangers:
-                # libzmq tells a failed handshake and the end of its connection one right after the other.
-                self._strangers -= 1
-            else:
+            elif self._is_peer(value):
+                self._connections -= 1
                 return WireEvent.DISCONNECTED
 
     def settle(self) -> None:
@@ -144,6 +148,19 @@ class ZmqWire:
         self._raw.disable_monitor()
         self._monitor.close()
         self._socket.close(linger_ms)
+
+    def _is_peer(self, descriptor: int) -> bool:
+        """Whether the connection that has ended, of ``descriptor``, was the peer's, and not one whose handshake failed."""
+        if descriptor == self._peer_descriptor:
+            return True
+        if self._strangers:
+            # libzmq tells a failed handshake and the end of its connection one right after the other.
+            self._strangers -= 1
+            return False
+        if self._peer_descriptor is None and self._connections:
+            return True
+        self._report(zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL)  # libzmq is silent on some: ZMTP 1 where it wants a proof
+        return False
 
     def _report(self, event: int) -> None:
         # Of a refused proof the authenticator tells, which knows more.
