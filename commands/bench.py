@@ -105,13 +105,13 @@ def controller_command(pipelines: int, candidates: int, rounds: int, *, as_json:
     return 0
 
 
-def cluster_command(requests: int, *, as_json: bool) -> int:
+def simulator_command(requests: int, *, as_json: bool) -> int:
     """How fast the cluster simulator is; the exit code. Raises `ConfigError` where there is nothing to measure."""
-    from ..bench import cluster
+    from ..bench import simulator
 
     if requests < 1:
         raise ConfigError("requests must be at least 1")
-    result = cluster.run(requests, report=_note)
+    result = simulator.run(requests, report=_note)
     if as_json:
         print(json.dumps(result, indent=2))
         return 0

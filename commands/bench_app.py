@@ -121,8 +121,8 @@ def bench_controller(
     return controller_command(pipelines, candidates, rounds, as_json=json)
 
 
-@bench.command(name="cluster")
-def bench_cluster(
+@bench.command(name="simulator")
+def bench_simulator(
     *,
     requests: int = 300_000,
     json: AsJson = False,
@@ -131,15 +131,15 @@ def bench_cluster(
 
     For example:
 
-        flexpipe bench cluster --requests 1000000
+        flexpipe bench simulator --requests 1000000
 
     Args:
         requests: Requests to simulate at each size.
         json: Print facts as JSON, for machines.
     """
-    from .bench import cluster_command
+    from .bench import simulator_command
 
-    return cluster_command(requests, as_json=json)
+    return simulator_command(requests, as_json=json)
 
 
 @bench.command(name="placement")
