@@ -25,7 +25,8 @@ from ...actors.scheduler_machine import SchedulerLimits
 from ...actors.worker_machine import WorkerLimits
 from ...actors.worker_pool import BoundDoors, WorkerPool
 from ...runtime.interface import BLOCK_TOKENS, EngineSpec, SamplingParams
-from ...transport.memory import MemoryNetwork, Weather
+from ...transport.memory import MemoryNetwork
+from ...transport.memory_wire import Weather
 from ..memory_journal import MemoryJournal
 from ..task_launcher import TaskLauncher
 from ..virtual_time import run_virtual

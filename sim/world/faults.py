@@ -14,7 +14,8 @@ import trio
 
 from ...actors.coordinator_events import FromWorker, ToWorker
 from ...actors.messages import CopyProgress, LoadProgress, StageFailed
-from ...transport.memory import MemoryNetwork, Weather
+from ...transport.memory import MemoryNetwork
+from ...transport.memory_wire import Weather
 from .actors import WorldEngine, WorldJournal
 from .checks import Checks
 from .scenario import Aim, Scenario

@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import Final
 
 from ...runtime.interface import SamplingParams
-from ...transport.memory import Weather
+from ...transport.memory_wire import Weather
 from ..modelled_engine import PAGE_BYTES, WEIGHT_BYTES, FaultlessHistory, ModelledModel, ModelledSpeed
 
 PHASES: Final = ("serving", "plan", "load", "copy", "commit", "switch", "release", "abort", "recovery")

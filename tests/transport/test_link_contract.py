@@ -9,7 +9,8 @@ import trio
 from flexpipe.transport.address import AddressError
 from flexpipe.transport.frames import PARTS_MAX, SEPARATE_BYTES_MIN
 from flexpipe.transport.interface import SEAL_BYTES, FrameError, LinkClosedError, LinkLimits, PeerLostError
-from flexpipe.transport.memory import MemoryNetwork, Weather
+from flexpipe.transport.memory import MemoryNetwork
+from flexpipe.transport.memory_wire import Weather
 from flexpipe.transport.zmq_link import ZmqTransport
 from key_rings import free_port, key_rings
 from trio.testing import wait_all_tasks_blocked

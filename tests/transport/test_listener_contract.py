@@ -6,7 +6,8 @@ import pytest
 import trio
 from flexpipe.transport.address import AddressError
 from flexpipe.transport.interface import FrameError, LinkClosedError, LinkLimits, PeerLostError
-from flexpipe.transport.memory import MemoryNetwork, Weather
+from flexpipe.transport.memory import MemoryNetwork
+from flexpipe.transport.memory_wire import Weather
 from flexpipe.transport.zmq_link import ZmqTransport
 from key_rings import free_port, key_rings
 from trio.testing import wait_all_tasks_blocked

@@ -5,7 +5,8 @@ from contextlib import asynccontextmanager
 import pytest
 import trio
 from flexpipe.transport.interface import FrameError, LinkLimits, PeerLostError
-from flexpipe.transport.memory import MemoryNetwork, Weather
+from flexpipe.transport.memory import MemoryNetwork
+from flexpipe.transport.memory_wire import Weather
 
 LIMITS = LinkLimits(heartbeat_interval_s=0.25, silence_s_max=1.5)
 ROUGH = Weather(delay_s_min=0.01, delay_s_max=0.2, loss_probability=0.3, retransmit_s=0.3)
