@@ -22,13 +22,15 @@ class GenerationRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     """One sequence to generate. ``prompt`` is not empty, ``max_tokens`` >= 1, ids lie in the vocabulary.
 
     ``stop_token_ids`` holds every token that ends the sequence, the model's end-of-sequence tokens included; a client
-    that asked to ignore those gets a request without them. The source itself knows no end-of-sequence token.
+    that asked to ignore those gets a request without them. The source itself knows no end-of-sequence token. ``trace`` is the id
+    by which logs tell of it, at whatever replica or node; "" for none.
     """
 
     prompt: tuple[int, ...]
     params: SamplingParams
     max_tokens: int
     stop_token_ids: tuple[int, ...] = ()
+    trace: str = ""
 
 
 class TokenEvent(msgspec.Struct, frozen=True):

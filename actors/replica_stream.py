@@ -60,6 +60,7 @@ class ReplicaStream(ContinuedStream):
             raise failure
         self._log.emit(
             "request_moved",
+            trace=self.request.trace,
             from_replica=before,
             to_replica=self._replica,
             output_tokens=self.output_tokens,

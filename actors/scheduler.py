@@ -18,6 +18,7 @@ from ..transport.interface import Link, LinkClosedError, PeerLostError
 from .event_log import EventLog
 from .generation import FailureKind, GenerationFailedError, GenerationRequest, TokenEvent
 from .messages import TO_STAGE, Cut, StepPlan, StepResult
+from .request_times import RequestTimes
 from .scheduler_events import (
     Cancel,
     Deliver,
@@ -29,6 +30,7 @@ from .scheduler_events import (
     PipelineInterrupted,
     PipelineSwitch,
     PipelineUp,
+    Requeued,
     SendCut,
     SendStep,
     StepDone,
@@ -48,6 +50,7 @@ class _Stream:
         self.request = request
         self.context_tokens = context_tokens  # at first; `outputs` come to it
         self.opened_s = trio.current_time()
+        self.times = RequestTimes(self.opened_s)
         self.first_token_s: float | None = None
         self.outputs = 0
         self.ended = False
@@ -123,7 +126,11 @@ class Scheduler:
         stream = _Stream(next(self._ids), len(request.prompt) + len(outputs or ()))
         self._streams[stream.request] = stream
         self._log.emit(
-            "request_queued", request=stream.request, prompt_tokens=len(request.prompt), max_tokens=request.max_tokens
+            "request_queued",
+            trace=request.trace,
+            request=stream.request,
+            prompt_tokens=len(request.prompt),
+            max_tokens=request.max_tokens,
         )
         self._handle(Submit(stream.request, request, outputs))
         if stream.failure is not None:
@@ -133,7 +140,8 @@ class Scheduler:
         finally:
             if not stream.ended:
                 self._forget(stream)
-                self._log.emit("request_cancelled", request=stream.request, output_tokens=stream.outputs)
+                spent = stream.times.ended(trio.current_time())
+                self._log.emit("request_cancelled", request=stream.request, output_tokens=stream.outputs, **spent)
                 self._handle(Cancel(stream.request))
 
     def counts(self) -> SchedulerCounts:
@@ -221,6 +229,7 @@ class Scheduler:
             case SendStep(plan):
                 assert self._dispatch.items is not None
                 self._dispatch.items.send_nowait(plan)
+                self._planned(plan)
             case SendCut(cut):
                 assert self._dispatch.items is not None
                 self._dispatch.items.send_nowait(_Crossing(cut, *self._next_links))
@@ -228,6 +237,10 @@ class Scheduler:
                 self._deliver(self._streams[request], token)
             case Fail(request, kind, sentence):
                 self._fail(self._streams[request], kind, sentence)
+            case Requeued(request, cause):
+                if (stream := self._streams.get(request)) is not None:  # else its client has left
+                    stream.times.requeued(trio.current_time())
+                    self._log.emit("request_requeued", request=request, cause=cause, output_tokens=stream.outputs)
 
     async def _send_in_order(self, dispatch: _Dispatch, items: trio.MemoryReceiveChannel[StepPlan | _Crossing]) -> None:
         """Send each plan to every stage of its epoch, and each cut to all whom it concerns: the one total order of steps."""
@@ -245,12 +258,26 @@ class Scheduler:
                 if not sent:
                     return  # the pool reads the same link and hears of it too; the coordinator will interrupt us
 
+    def _planned(self, plan: StepPlan) -> None:
+        now = trio.current_time()
+        for request in plan.requests:
+            stream = self._streams.get(request)
+            if stream is not None and stream.times.planned(plan.step, now):
+                self._log.emit("request_admitted", request=request, epoch=plan.epoch, step=plan.step)
+
     def _deliver(self, stream: _Stream, event: TokenEvent) -> None:
         now = trio.current_time()
         if stream.first_token_s is None:
             stream.first_token_s = now
         stream.outputs += 1
         self.times.token(stream.request, now)
+        is_prefilled, gap_s = stream.times.token(now)
+        if is_prefilled:
+            self._log.emit("request_decoding", request=stream.request, output_tokens=stream.outputs)
+        if gap_s:
+            self._log.emit(
+                "request_stalled", request=stream.request, output_tokens=stream.outputs, gap_s=round(gap_s, 6)
+            )
         stream.sender.send_nowait(event)
         if event.finish is not None:
             self._forget(stream)
@@ -261,13 +288,19 @@ class Scheduler:
                 output_tokens=stream.outputs,
                 ttft_s=round(stream.first_token_s - stream.opened_s, 6),
                 duration_s=round(now - stream.opened_s, 6),
+                **stream.times.ended(now),
             )
 
     def _fail(self, stream: _Stream, kind: FailureKind, sentence: str) -> None:
         stream.failure = GenerationFailedError(kind, sentence, RETRY_AFTER_S.get(kind))
         self._forget(stream)
         self._log.emit(
-            "request_failed", request=stream.request, reason=kind, sentence=sentence, output_tokens=stream.outputs
+            "request_failed",
+            request=stream.request,
+            reason=kind,
+            sentence=sentence,
+            output_tokens=stream.outputs,
+            **stream.times.ended(trio.current_time()),
         )
 
     def _forget(self, stream: _Stream) -> None:

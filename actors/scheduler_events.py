@@ -126,4 +126,12 @@ class Fail:
     sentence: str
 
 
-Instruction = SendStep | SendCut | Deliver | Fail
+@dataclass(frozen=True, slots=True)
+class Requeued:
+    """Nothing to do but to tell: the request has lost its blocks and waits again. ``cause`` as in the event catalogue."""
+
+    request: int
+    cause: str
+
+
+Instruction = SendStep | SendCut | Deliver | Fail | Requeued

@@ -41,6 +41,7 @@ from .scheduler_events import (
     PipelineInterrupted,
     PipelineSwitch,
     PipelineUp,
+    Requeued,
     SendCut,
     SendStep,
     StepDone,
@@ -91,6 +92,7 @@ class SchedulerMachine:
         self._ledger = BlockLedger(0)
         self._admission = Admission(limits.queue_requests_max)
         self._retired: list[int] = []
+        self._requeued: list[Requeued] = []  # not told yet
         self._next_step = 0
         self._preemptions = 0
         self._reprefills = 0
@@ -108,7 +110,7 @@ class SchedulerMachine:
 
     def handle(self, event: Event) -> list[Instruction]:
         """Apply one event. Raises `SchedulerError` where it is illegal, before anything changed."""
-        return [*self._handlers[type(event)](event), *self._cross(), *self._plan_steps()]
+        return [*self._handlers[type(event)](event), *self._cross(), *self._plan_steps(), *self._tell_requeued()]
 
     def counts(self) -> SchedulerCounts:
         """How much there is of everything."""
@@ -213,7 +215,7 @@ class SchedulerMachine:
         if switch.reprefill:
             if self._steps:
                 return
-            self._begin_anew()
+            self._begin_anew("recomputed")
         self._ledger.resize(switch.kv_blocks)
         up = PipelineUp(switch.epoch, switch.depth, switch.kv_blocks, self._pipeline.context_tokens)
         yield self._begin(up, live=self._ledger.held_bits(), abandon=False)
@@ -228,11 +230,11 @@ class SchedulerMachine:
             request.sampling_admitted = False
         return SendCut(Cut(up.epoch, self._next_step, live, abandon))
 
-    def _begin_anew(self) -> None:
+    def _begin_anew(self, cause: str) -> None:
         """Every request waits again, its tokens kept, its KV given up."""
         self._reprefills += len(self._running)
         for request in list(self._running.values()):
-            self._requeue(request)
+            self._requeue(request, cause)
 
     def _interrupted(self, event: PipelineInterrupted) -> Iterator[Instruction]:
         if isinstance(self._down, PipelineDown) and self._pipeline is None:
@@ -245,7 +247,7 @@ class SchedulerMachine:
             request.in_step = False
             if request.cancelled:
                 self._end(request)
-        self._begin_anew()
+        self._begin_anew("interrupted")
         self._ledger = BlockLedger(0)
         self._admission.promise(None)
         yield from ()
@@ -306,6 +308,11 @@ class SchedulerMachine:
         if request.sampling_admitted:
             self._retired.append(request.id)
 
+    def _tell_requeued(self) -> Iterator[Requeued]:
+        """Those that wait again, told before a step that lets them in again."""
+        requeued, self._requeued = self._requeued, []
+        yield from requeued
+
     # --- planning ---
 
     def _plan_steps(self) -> Iterator[SendStep]:
@@ -318,6 +325,7 @@ class SchedulerMachine:
                 return
             plan = self._plan(shares)
             self._steps[plan.step] = (plan, tuple(shares))
+            yield from self._tell_requeued()
             yield SendStep(plan)
 
     def _plan(self, shares: list[Share]) -> StepPlan:
@@ -383,9 +391,10 @@ class SchedulerMachine:
 
     def _preempt(self, victim: Sequence) -> None:
         self._preemptions += 1
-        self._requeue(victim)
+        self._requeue(victim, "preempted")
 
-    def _requeue(self, request: Sequence) -> None:
+    def _requeue(self, request: Sequence, cause: str) -> None:
+        self._requeued.append(Requeued(request.id, cause))
         del self._running[request.id]
         self._ledger.release(request.id)
         request.computed = 0

@@ -154,6 +154,7 @@ class _RemoteStream(ContinuedStream):
     def _tell_resumed(self, left: LeaderSession | None, session: LeaderSession, failure: GenerationFailedError) -> None:
         self._log.emit(
             "stream_resumed",
+            trace=self.request.trace,
             from_term=left.term if left is not None else 0,
             to_term=session.term,
             output_tokens=self.output_tokens,

@@ -32,6 +32,7 @@ GATEWAY_PURPOSE = "gateway"
 SEQUENCE_TOKENS_MAX = 1 << 20
 """Tokens of a prompt, or of what was delivered of it: 4 MiB each."""
 STOP_TOKENS_MAX = 256
+TRACE_CHARACTERS_MAX = 64
 LOGPROBS_MAX = 64
 MESSAGE_TOKENS_MAX = 512
 """Tokens of one `Tokens`."""
@@ -72,6 +73,7 @@ class Submit(Message, frozen=True, tag=True):
     params: SamplingParams
     max_tokens: Annotated[int, Meta(ge=1, lt=2**31)]
     stop_token_ids: Annotated[tuple[Number, ...], Meta(max_length=STOP_TOKENS_MAX)]
+    trace: Annotated[str, Meta(max_length=TRACE_CHARACTERS_MAX)] = ""
 
 
 class Cancel(Message, frozen=True, tag=True):
@@ -219,6 +221,7 @@ def submit_message(stream: int, request: GenerationRequest, outputs: tuple[int, 
         request.params,
         request.max_tokens,
         request.stop_token_ids,
+        request.trace,
     )
 
 
@@ -233,7 +236,7 @@ def submitted(message: Submit, vocabulary_size: int) -> tuple[GenerationRequest,
     ):
         raise FrameError(f"stream {message.stream} is to go on, and was at its end")
     _check(message.params)
-    return GenerationRequest(prompt, message.params, message.max_tokens, message.stop_token_ids), outputs
+    return GenerationRequest(prompt, message.params, message.max_tokens, message.stop_token_ids, message.trace), outputs
 
 
 def check_refactor(request: RefactorRequest) -> None:

@@ -158,12 +158,12 @@ class _Gateway:
         prefix: str,
     ) -> Response:
         arrived_s = trio.current_time()
+        request_id: str = request.state.request_id
         try:
-            job = await read_job(await read_json_body(request, self._config.body))
+            job = (await read_job(await read_json_body(request, self._config.body))).traced(request_id)
         except ApiError as error:
             self._metrics.ended(error.detail.code or "invalid_value", trio.current_time() - arrived_s)
             raise
-        request_id: str = request.state.request_id
         answer_format = make_format(
             f"{prefix}-{request_id}", int(time.time()), self._model_name, usage_asked=job.include_usage
         )

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
+import msgspec
 import trio
 
 from ...runtime.interface import Tokenizer
@@ -49,6 +50,14 @@ class Job:
     stream: bool
     include_usage: bool
     continuous_usage: bool
+
+    def traced(self, trace: str) -> Job:
+        """The same, with the id by which logs tell of it."""
+        requests = (msgspec.structs.replace(choice.request, trace=trace) for choice in self.choices)
+        choices = tuple(
+            replace(choice, request=request) for choice, request in zip(self.choices, requests, strict=True)
+        )
+        return replace(self, choices=choices)
 
 
 class PromptReader:

@@ -130,8 +130,8 @@ class _ForgetsSampling(SchedulerMachine):
 
 
 class _DeliversTwice(SchedulerMachine):
-    def _requeue(self, request: PlannedSequence) -> None:
-        super()._requeue(request)
+    def _requeue(self, request: PlannedSequence, cause: str) -> None:
+        super()._requeue(request, cause)
         if request.outputs > 0:
             request.tokens.pop()
 

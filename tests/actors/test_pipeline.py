@@ -212,6 +212,6 @@ async def test_the_log_tells_a_request_s_life(autojump_clock):
         await generate(world.pipeline, [1, 2, 3], count=2)
     events = [json.loads(line) for line in world.log.getvalue().splitlines()]
     mine = [event["event"] for event in events if event.get("request") == 0]
-    assert mine == ["request_queued", "request_ended"]
+    assert mine == ["request_queued", "request_admitted", "request_decoding", "request_ended"]
     names = {event["event"] for event in events}
     assert {"pipeline_up", "step_sent", "stage_step", "worker_leaving", "worker_exited"} <= names
