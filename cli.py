@@ -15,9 +15,11 @@ from cyclopts import App, Group, Parameter
 from cyclopts import config as sources
 
 from . import __version__
+from .actors.cluster.node_config import DEFAULT_PORTS
 from .actors.config import ConfigError, ServeConfig
 from .commands.bench_app import DEFAULT_MODEL, bench
 from .commands.certify_app import certify
+from .commands.config_file import named_file
 from .commands.evaluate_app import evaluate
 from .commands.keys_app import keys
 
@@ -63,6 +65,52 @@ def serve(model: str = DEFAULT_MODEL, /, settings: Settings = ServeConfig()) -> 
     from .commands.serve import serve_command
 
     return serve_command(model, settings)
+
+
+@app.command(config=[_ENVIRONMENT, named_file])
+def daemon(
+    model: str = DEFAULT_MODEL,
+    /,
+    *,
+    name: str,
+    bind: str,
+    join: str | None = None,
+    nodes: int = 1,
+    ports: str = DEFAULT_PORTS,
+    keys: Path | None = None,
+    state: Path | None = None,
+    gateway: bool = True,
+    insecure: Annotated[int, Parameter(count=True)] = 0,
+    config: Path | None = None,  # noqa: ARG001 - read by `named_file`
+    settings: Settings = ServeConfig(),  # noqa: B008 - frozen value
+) -> int:
+    """Be one node of a cluster that serves a model together.
+
+    For example:
+
+        flexpipe daemon smollm2 --name n1 --bind tcp://127.0.0.1:7700 --stages 2 --nodes 2
+        flexpipe daemon smollm2 --name n2 --bind tcp://127.0.0.1:7701 --join tcp://127.0.0.1:7700 --ports 7910-8009 --port 8001
+
+    All of this may also stand in the file of --config, with the same names. Each node needs the same model.
+
+    Args:
+        model: A known name (smollm2), a Hugging Face folder, a .gguf file, or a hub id (owner/name).
+        name: The node's name: small letters, digits and dashes.
+        bind: Where the other nodes reach this one.
+        join: The node that leads; without it this one does.
+        nodes: How many nodes to wait for before the first plan is made.
+        ports: Ports for the links between the workers of this node and those of others.
+        keys: Folder with this node's key and the keys of the nodes that it lets in (flexpipe keys).
+        state: Folder where a node that leads keeps its decisions; by default one in the user's state folder.
+        gateway: Serve the API at --host and --port, too.
+        insecure: Give it twice to let links beyond loopback be read and made by everybody.
+        config: A TOML file with any of these settings.
+        settings: The server's settings; devices are this node's.
+    """
+    from .commands.daemon import DaemonFlags, daemon_command
+
+    flags = DaemonFlags(name, bind, join, nodes, ports, keys, state, gateway, insecure)
+    return daemon_command(model, flags, settings)
 
 
 @app.command
@@ -326,15 +374,12 @@ def main() -> None:
 
     try:
         app()
-    except ConfigError as error:
-        err.print(str(error), style="red", highlight=False, soft_wrap=True)
-        sys.exit(2)
     except Exception as raised:
         sole = _sole(raised)
         if not _is_ours(sole):
             raise  # a bug: let it be seen whole
         err.print(str(sole), style="red", highlight=False, soft_wrap=True)
-        sys.exit(1)
+        sys.exit(2 if isinstance(sole, ConfigError) else 1)
 
 
 def _sole(error: Exception) -> Exception:

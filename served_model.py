@@ -13,6 +13,7 @@ from .actors.decision_journal import DecisionJournal
 from .actors.event_log import EventLog
 from .actors.gateway.app import GatewayConfig, make_app
 from .actors.gateway.app import serve as serve_app
+from .actors.gateway.decisions_api import Decisions
 from .actors.gateway.http_server import ServerLimits
 from .actors.generation import TokenSource
 from .actors.load_meter import LoadMeter
@@ -88,7 +89,7 @@ async def serve_gateway(
     config: ServeConfig,
     source: TokenSource,
     refactorer: Refactorer | None,
-    decisions: DecisionJournal | None,
+    decisions: Decisions | None,
     log: EventLog,
     stop: trio.Event,
     *,

@@ -45,6 +45,7 @@ OURS = {
         "client_messages",
         "client_streams",
         "daemon",
+        "node_daemon",
         "planning",
         "preparation",
         "sim",

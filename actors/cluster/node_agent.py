@@ -159,6 +159,11 @@ class NodeAgent:
         self._over = trio.Event()
         self._nursery: trio.Nursery | None = None
 
+    @property
+    def workers(self) -> int:
+        """How many workers run here."""
+        return len(self._membership.workers) if self._membership is not None else 0
+
     async def run(self) -> Leave:
         """Belong to the cluster until released, refused for good, or stopped; then no worker lives on."""
         async with trio.open_nursery() as self._nursery:
