@@ -5,6 +5,7 @@ from typing import Any
 
 from flexpipe.actors.change import CHANGE_TRANSITIONS
 from flexpipe.actors.cluster.leader_line_machine import LINE_TRANSITIONS
+from flexpipe.actors.cluster.leadership_machine import LEADERSHIP_TRANSITIONS
 from flexpipe.actors.cluster.node_agent_machine import AGENT_TRANSITIONS
 from flexpipe.actors.cluster.nodes_machine import NODE_TRANSITIONS
 from flexpipe.actors.coordinator_events import PIPELINE_TRANSITIONS
@@ -39,6 +40,7 @@ MACHINES: tuple[tuple[Transitions[Any], str, str], ...] = (
     (WORKER_TRANSITIONS, "actors/worker_machine.py", "One for each process, in the daemon's pool of workers."),
     (NODE_TRANSITIONS, "actors/cluster/nodes_machine.py", "One for each node that belongs to a cluster, at its leader."),
     (AGENT_TRANSITIONS, "actors/cluster/node_agent_machine.py", "One on each node."),
+    (LEADERSHIP_TRANSITIONS, "actors/cluster/leadership_machine.py", "One on each daemon that may lead."),
     (LINE_TRANSITIONS, "actors/cluster/leader_line_machine.py", "One at each gateway of a cluster."),
 )
 

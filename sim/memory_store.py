@@ -21,7 +21,7 @@ from ..actors.cluster.cluster_store import (
     StoreUnavailableError,
     check_name,
 )
-from ..actors.cluster.store_journal import Head, OvertakenError, StoreJournal
+from ..actors.cluster.store_journal import Head, LapsedError, OvertakenError, StoreJournal
 from ..actors.journal import NOTHING, Journal, JournalRecord, JournalState
 
 T = TypeVar("T")
@@ -182,22 +182,20 @@ class MemoryClaim:
         self._term = server.last_term = server.next_revision()
         server.grant(self)
 
-    def check(self) -> None:
-        """At the server: raise `LeadershipLostError` unless this claim stands."""
-        if self._resigned or self._store.server.standing() is not self:
+    def stands(self) -> bool:
+        """At the server: whether it does. Raises `LeadershipLostError` where it never will again."""
+        if self._resigned or self._store.server.last_term != self._term:
             raise LeadershipLostError(f"{self._candidate.name} does not lead in term {self._term} any more")
+        return self._store.server.standing() is self
 
     def _prolong(self) -> None:
-        self.check()
+        if not self.stands():
+            raise LeadershipLostError(f"the claim of {self._candidate.name} lapsed")
         self._store.server.grant(self)
 
     def _renew(self) -> None:
-        server = self._store.server
-        if self._resigned or server.last_term != self._term:
-            raise LeadershipLostError(
-                f"term {server.last_term} has begun since term {self._term}, or it was given back"
-            )
-        server.grant(self)
+        self.stands()
+        self._store.server.grant(self)
 
     def _give_back(self) -> None:
         if self._store.server.standing() is self:
@@ -224,7 +222,8 @@ class _ClaimedShelf:
         """See `Shelf.append`."""
 
         def put() -> Head:
-            self._claim.check()
+            if not self._claim.stands():
+                raise LapsedError
             if self._shelf.head.revision != after.revision or record in self._shelf.records:
                 raise OvertakenError
             self._shelf.records.append(record)

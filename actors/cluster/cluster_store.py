@@ -88,8 +88,9 @@ class Claim(Protocol):
     def journal(self, pipeline: str) -> AbstractAsyncContextManager[Journal]:
         """The journal of ``pipeline``, to be written while this claim stands.
 
-        Its writes raise `JournalError` where the claim does not stand, and wait while the store cannot be reached: whether a record
-        is durable has to be known before anybody acts on it. Entering raises `JournalError`, `StoreRefusedError` for a bad name.
+        Its writes raise `JournalError` where the claim was given back or somebody led since; they wait while the store cannot be
+        reached, and while the claim has lapsed and may be made anew: whether a record is durable has to be known before anybody
+        acts on it. Entering raises `JournalError`, `StoreRefusedError` for a bad name.
         """
         ...
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import msgspec
 
@@ -26,7 +27,7 @@ from .etcd_messages import (
     Transaction,
     TransactionAnswer,
 )
-from .store_journal import Head, OvertakenError
+from .store_journal import Head, LapsedError, OvertakenError
 
 FORMAT = 1
 """Of the head and the records."""
@@ -37,10 +38,18 @@ class _StoredHead(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     format: int = FORMAT
 
 
-class EtcdShelf:
-    """See `store_journal.Shelf`. ``fence`` is what holds while the claim stands, and raises `LeadershipLostError`."""
+@dataclass(frozen=True, slots=True)
+class Fence:
+    """``stands`` holds while the claim does, ``may_stand`` until somebody else leads."""
 
-    def __init__(self, client: EtcdClient, prefix: bytes, fence: Callable[[], Compare]) -> None:
+    stands: Compare
+    may_stand: Compare
+
+
+class EtcdShelf:
+    """See `store_journal.Shelf`. ``fence`` raises `LapsedError` and `LeadershipLostError`."""
+
+    def __init__(self, client: EtcdClient, prefix: bytes, fence: Callable[[], Fence]) -> None:
         self._client = client
         self._prefix = prefix
         self._fence = fence
@@ -64,15 +73,17 @@ class EtcdShelf:
             Operation(request_put=Put(self._head_key, msgspec.json.encode(_StoredHead(state)))),
             Operation(request_put=Put(key, msgspec.json.encode(record))),
         )
-        look = Operation(request_range=Range(fence.key))
-        transaction = Transaction((fence, built_on, absent), (*puts, *self._forget(record.epoch)), (look,))
+        looks = tuple(Operation(request_range=Range(compare.key)) for compare in (fence.stands, fence.may_stand))
+        transaction = Transaction((fence.stands, built_on, absent), (*puts, *self._forget(record.epoch)), looks)
         answer = await self._client.call("kv/txn", transaction, TransactionAnswer)
         if answer.succeeded:
             return Head(state, answer.header.revision)
-        leader = answer.found(0)
-        if leader is None or leader.create_revision != fence.create_revision:
-            raise LeadershipLostError("this coordinator does not lead any more; whoever leads now decides")
-        raise OvertakenError
+        leader, term = answer.found(0), answer.found(1)
+        if leader is not None and leader.create_revision == fence.stands.create_revision:
+            raise OvertakenError
+        if term is not None and term.mod_revision == fence.may_stand.mod_revision:
+            raise LapsedError
+        raise LeadershipLostError("this coordinator does not lead any more; whoever leads now decides")
 
     @property
     def _head_key(self) -> bytes:

@@ -28,7 +28,7 @@ from .cluster_store import (
     check_name,
 )
 from .etcd_client import EtcdClient, EtcdNotFoundError, EtcdPreconditionError, EtcdSettings
-from .etcd_journal import EtcdShelf
+from .etcd_journal import EtcdShelf, Fence
 from .etcd_messages import (
     Compare,
     KeptAlive,
@@ -43,7 +43,7 @@ from .etcd_messages import (
     Transaction,
     TransactionAnswer,
 )
-from .store_journal import StoreJournal
+from .store_journal import LapsedError, StoreJournal
 
 TTL_S = 2
 """How long a claim outlives its leader. etcd's own least, with its usual election timeout; whole seconds."""
@@ -95,7 +95,7 @@ class EtcdClaim:
         self._ttl_s = ttl_s
         self._lease = 0
         self._term = 0
-        self._resigned = False
+        self._is_over = False  # resigned, or overtaken
         self.revision: int | None = None
 
     @property
@@ -122,19 +122,20 @@ class EtcdClaim:
 
     async def reclaim(self) -> None:
         """See `Claim.reclaim`."""
-        if self._resigned:
-            raise LeadershipLostError(f"{self._candidate.name} gave term {self._term} back")
+        if self._is_over:
+            raise LeadershipLostError(f"{self._candidate.name} does not lead in term {self._term} any more")
         if self.revision is not None:
             with suppress(LeadershipLostError):
                 return await self.keep_alive()
-        await self._take((Compare(self._keys.term, "MOD", mod_revision=self._term),), ())
+        await self._take((self._mark(),), ())
         if self.revision is None:
+            self._is_over = True
             raise LeadershipLostError(f"somebody else led since term {self._term}, in which {self._candidate.name} did")
         return None
 
     async def resign(self) -> None:
         """See `Claim.resign`."""
-        self._resigned, self.revision = True, None
+        self._is_over, self.revision = True, None
         with suppress(EtcdNotFoundError):
             await self._client.call("lease/revoke", LeaseOf(self._lease), Nothing)
 
@@ -147,11 +148,17 @@ class EtcdClaim:
         prefix = self._keys.journal(pipeline)
         yield StoreJournal(pipeline, EtcdShelf(self._client, prefix, self._fence))
 
-    def _fence(self) -> Compare:
-        """What holds while this claim stands. Raises `LeadershipLostError`."""
-        if self.revision is None:
+    def _fence(self) -> Fence:
+        """Raises `LeadershipLostError` once this claim will never stand again, `LapsedError` while it is not known to."""
+        if self._is_over:
             raise LeadershipLostError(f"{self._candidate.name} does not lead in term {self._term} any more")
-        return Compare(self._keys.leader, "CREATE", create_revision=self.revision)
+        if self.revision is None:
+            raise LapsedError
+        return Fence(Compare(self._keys.leader, "CREATE", create_revision=self.revision), self._mark())
+
+    def _mark(self) -> Compare:
+        """What holds until somebody else leads."""
+        return Compare(self._keys.term, "MOD", mod_revision=self._term)
 
     async def _take(self, further: tuple[Compare, ...], marks: tuple[Operation, ...]) -> KeyValue | None:
         """Put the key where none is and ``further`` holds: then there is a ``revision``, else the key that is there is given."""

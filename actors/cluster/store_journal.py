@@ -1,7 +1,8 @@
 """A pipeline's journal in a store that several coordinators share: each record written once, and only by who leads.
 
-Owns what a write does while the store cannot be reached or its answer is lost: it asks again until it knows, since a decision whose
-record may or may not be durable can be neither acted on nor taken back. Where records lie is the `Shelf`'s to know.
+Owns what a write does while the store cannot be reached, its answer is lost, or the claim has lapsed and may yet be made anew: it
+asks again until it knows, since a decision whose record may or may not be durable can be neither acted on nor taken back. Where
+records lie is the `Shelf`'s to know.
 """
 
 from __future__ import annotations
@@ -32,6 +33,10 @@ class OvertakenError(Exception):
     """Something was written since the head that was built on; nothing was changed."""
 
 
+class LapsedError(Exception):
+    """The claim does not stand, but nobody led since: it may be made anew, or somebody else may. Nothing was changed."""
+
+
 class Shelf(Protocol):
     """Where one journal's records lie. Every call raises `StoreUnavailableError`, `StoreRefusedError`, `JournalError`."""
 
@@ -46,8 +51,8 @@ class Shelf(Protocol):
     async def append(self, record: JournalRecord, state: JournalState, after: Head) -> Head:
         """Write ``record``, with which the journal adds up to ``state``, whole or not at all.
 
-        Raises `OvertakenError` where ``after`` is not the head or the record is there already, `LeadershipLostError` where the
-        claim does not stand.
+        Raises `OvertakenError` where ``after`` is not the head or the record is there already; where the claim does not stand
+        `LapsedError`, and `LeadershipLostError` once it never will again.
         """
         ...
 
@@ -62,7 +67,7 @@ class StoreJournal:
         self._turn = trio.Lock()
 
     async def write(self, record: JournalRecord) -> None:
-        """See `Journal.write`. Waits while the store cannot be reached."""
+        """See `Journal.write`. Waits while the store cannot be reached, or it is open whether the claim will stand again."""
         async with self._turn:
             await self._until_known("written", lambda: self._write(record))
 
@@ -76,7 +81,7 @@ class StoreJournal:
         while True:
             try:
                 return await attempt()
-            except (StoreUnavailableError, OvertakenError):
+            except (StoreUnavailableError, OvertakenError, LapsedError):
                 await trio.sleep(RETRY_S)
             except ClusterStoreError as error:
                 raise JournalError(f"the journal of {self._name} cannot be {deed}: {error}") from error
@@ -91,7 +96,7 @@ class StoreJournal:
             raise
         try:
             self._head = await self._shelf.append(record, state, head)
-        except (OvertakenError, LeadershipLostError):
+        except (OvertakenError, LapsedError, LeadershipLostError):
             # Perhaps by an earlier attempt, whose answer was lost.
             if not await self._shelf.has(record):
                 raise
