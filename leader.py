@@ -19,7 +19,7 @@ from .actors.cluster.nodes import Nodes
 from .actors.cluster.nodes_machine import NodesMachine
 from .actors.cluster.remote_workers import WORKER_PURPOSE, WorkerDoors
 from .actors.cluster.token_messages import GATEWAY_PURPOSE
-from .actors.cluster.token_server import Leadership, TokenServer
+from .actors.cluster.token_server import Leadership, TokenServer, TokenServerLimits
 from .actors.cluster.usher import Usher
 from .actors.config import parse_size
 from .actors.event_log import EventLog, LogStream
@@ -88,6 +88,7 @@ class Leader:
             Leadership(record.name, record.term, model.files.digest),
             ground.log,
             higher_term=lambda _term: self.over.cancel(),
+            limits=TokenServerLimits(queue_requests_max=serve.queue),
         )
 
     async def run(self) -> str:

@@ -49,7 +49,7 @@ class Leadership:
 
 
 class TokenServer:
-    """See the module. ``host`` leads one gateway's conversation; ``run`` must be running.
+    """See the module. ``host`` leads one gateway's conversation, while ``run`` is running; with it all of them end.
 
     ``higher_term`` is told of a term after this one: this leader is over.
     """
@@ -70,11 +70,18 @@ class TokenServer:
         self._limits = limits
         self._board = StatusBoard(services.source.status)
         self._conversations: list[GatewayConversation] = []
+        self._scopes: set[trio.CancelScope] = set()
+        self._is_over = False
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Watch the status for the gateways, until cancelled."""
-        task_status.started()
-        await self._board.run()
+        """Watch the status for the gateways, until cancelled: this daemon leads no more."""
+        try:
+            task_status.started()
+            await self._board.run()
+        finally:
+            self._is_over = True
+            for scope in self._scopes:
+                scope.cancel()
 
     @property
     def gateways(self) -> tuple[str, ...]:
@@ -82,14 +89,22 @@ class TokenServer:
         return tuple(conversation.gateway for conversation in self._conversations)
 
     async def host(self, visitor: AcceptedLink) -> None:
-        """Talk to the gateway at the other end until its link ends; then nothing of it is left. The caller closes the link."""
-        try:
-            hello = await self._greeted(visitor)
-        except TransportError as error:
-            self._log.emit("link_ended", peer=visitor.peer, purpose=visitor.purpose, sentence=str(error))
-            return
-        if hello is not None:
-            await self._converse(hello.gateway, visitor)
+        """Talk to the gateway at the other end until its link ends, or this leader does; then nothing of it is left.
+
+        The caller closes the link.
+        """
+        with trio.CancelScope() as scope:
+            self._scopes.add(scope)
+            if self._is_over:
+                scope.cancel()
+            try:
+                hello = await self._greeted(visitor)
+                if hello is not None:
+                    await self._converse(hello.gateway, visitor)
+            except TransportError as error:
+                self._log.emit("link_ended", peer=visitor.peer, purpose=visitor.purpose, sentence=str(error))
+            finally:
+                self._scopes.discard(scope)
 
     async def _greeted(self, visitor: AcceptedLink) -> GatewayHello | None:
         """The hello of a gateway that was welcomed; None of one that was refused. Raises `TransportError`."""
@@ -113,11 +128,12 @@ class TokenServer:
         )
         self._conversations.append(conversation)
         self._log.emit("gateway_came", gateway=gateway)
+        sentence = "this daemon leads no more"
         try:
             sentence = await conversation.run()
-            self._log.emit("gateway_left", gateway=gateway, streams=conversation.streams, sentence=sentence)
         finally:
             self._conversations.remove(conversation)
+            self._log.emit("gateway_left", gateway=gateway, streams=conversation.streams, sentence=sentence)
 
     def _check_queue(self, conversation: GatewayConversation) -> None:
         """Raise `GenerationFailedError` ("overloaded") where the gateway has its share of the queue already."""

@@ -2,18 +2,34 @@
 
 import random
 
+import msgspec
 import pytest
 import trio
 from flexpipe.actors.cluster.leader_line_machine import LineLimits
 from flexpipe.actors.cluster.remote_source import RemoteLimits
-from flexpipe.actors.cluster.token_messages import GATEWAY_LIMITS
+from flexpipe.actors.cluster.token_messages import (
+    FROM_GATEWAY,
+    GATEWAY_LIMITS,
+    GATEWAY_PURPOSE,
+    TO_GATEWAY,
+    Accepted,
+    AskRefactor,
+    GatewayHello,
+    GatewayRefused,
+    GatewayWelcome,
+    StreamTokens,
+    Tokens,
+    submit_message,
+)
 from flexpipe.actors.cluster.token_server import TokenServerLimits
 from flexpipe.actors.generation import GenerationFailedError, GenerationRequest
+from flexpipe.actors.refactor import RefactorRequest
 from flexpipe.actors.scheduler_machine import SchedulerLimits
-from flexpipe.runtime.interface import SamplingParams
+from flexpipe.runtime.interface import SampledToken, SamplingParams
 from flexpipe.sim.modelled_engine import expected_tokens
+from flexpipe.transport.interface import PeerLostError
 from flexpipe.transport.memory import Weather
-from modelled_leaders import LeaderBoard, cluster, one_stream
+from modelled_leaders import MODEL_DIGEST, LeaderBoard, cluster, one_stream
 from modelled_pipeline import MODEL
 from toy_token_source import ToyTokenSource
 
@@ -172,6 +188,41 @@ async def test_a_leader_that_does_not_know_that_it_is_over_delivers_nothing_more
         assert len(streams.ended) == 2
         assert [at["term"] for at in made.events("leader_lost")] == [1]
         assert first.higher_terms == []
+
+
+async def test_a_leader_that_steps_down_lets_go_of_its_gateways_at_once(autojump_clock):
+    async with cluster() as made:
+        gateway, first = await made.gateway(), await made.lead(1)
+        await made.attached(gateway, 1)
+        async with trio.open_nursery() as nursery:
+            streams = Streams(gateway, nursery)
+            await streams.start(2)
+            await made.until(lambda: streams.least > 10)
+            first.leading.cancel()
+            stepped_down_s = trio.current_time()
+            await made.until(lambda: not gateway.source.status().ready and held(first) == 0)
+            assert trio.current_time() - stepped_down_s < 0.1
+            await trio.sleep(1)  # whoever calls meanwhile is turned away
+            assert first.server.gateways == ()
+            await made.lead(2)
+        assert len(streams.ended) == 2
+        assert [(at["streams"], at["sentence"]) for at in made.events("gateway_left", "leader-1")] == [
+            (2, "this daemon leads no more")
+        ]
+
+
+async def test_requests_that_a_stopping_leader_gives_up_go_on_at_the_next(autojump_clock):
+    async with cluster() as made:
+        gateway, first = await made.gateway(), await made.lead(1)
+        await made.attached(gateway, 1)
+        async with trio.open_nursery() as nursery:
+            streams = Streams(gateway, nursery)
+            await streams.start(2)
+            await made.until(lambda: streams.least > 10)
+            first.made.replicas.stop()
+            await made.until(lambda: gateway.source.status().waiting == 2)
+            await made.lead(2)
+        assert len(streams.ended) == 2
 
 
 async def test_a_request_that_was_not_answered_when_its_leader_died_is_taken_by_the_next(autojump_clock):
@@ -371,6 +422,96 @@ async def test_a_gateway_with_the_key_of_another_node_is_refused(autojump_clock)
         gateway.line._gateway = type(gateway.line._gateway)("g2", "modelled")
         await made.until(lambda: "the key of g1 is not g2's" in gateway.source.status().reason)
         assert leader.server.gateways == ()
+
+
+# --- garbage ---------------------------------------------------------------------------------------------------------
+
+
+async def raw_link(made, name, leader, greeting=True):
+    """A link of a gateway that says what a test says."""
+
+    async def live(*, task_status):
+        async with made.network.open(name, name) as transport:
+            link = await transport.connect(
+                f"memory://{leader.name}", name=name, limits=GATEWAY_LIMITS, purpose=GATEWAY_PURPOSE
+            )
+            if greeting:
+                await link.send([FROM_GATEWAY.encode(GatewayHello(name, MODEL_DIGEST, 0))])
+                assert isinstance(TO_GATEWAY.decode((await link.receive())[0]), GatewayWelcome)
+            task_status.started(link)
+            await trio.sleep_forever()
+
+    return await made.nursery.start(live)
+
+
+SUBMIT = submit_message(5, GenerationRequest(prompt_of(0), VARIED, 12), None)
+GARBAGE = {
+    "random bytes": [[b"\xc1garbage"]],
+    "nothing": [[b""]],
+    "two parts": [[FROM_GATEWAY.encode(SUBMIT), b"x"]],
+    "cut short": [[FROM_GATEWAY.encode(SUBMIT)[:-3]]],
+    "another hello": [[FROM_GATEWAY.encode(GatewayHello("bad", MODEL_DIGEST, 0))]],
+    "what only a leader says": [[TO_GATEWAY.encode(Accepted(1))]],
+    "a stream twice": [[FROM_GATEWAY.encode(SUBMIT)]] * 2,
+    "ids beyond the vocabulary": [[FROM_GATEWAY.encode(msgspec.structs.replace(SUBMIT, prompt=b"\xff\xff\xff\x7f"))]],
+    "a shape of nothing": [[FROM_GATEWAY.encode(AskRefactor(1, RefactorRequest()))]],
+}
+
+
+@pytest.mark.parametrize("said", GARBAGE.values(), ids=GARBAGE)
+async def test_garbage_ends_the_link_that_it_came_by_and_no_other(autojump_clock, said):
+    async with cluster() as made:
+        gateway, leader = await made.gateway(), await made.lead(1)
+        await made.attached(gateway, 1)
+        async with trio.open_nursery() as nursery:
+            streams = Streams(gateway, nursery)
+            await streams.start(1)
+            link = await raw_link(made, "bad", leader)
+            for parts in said:
+                await link.send(parts)
+            await made.until(lambda: leader.server.gateways == ("g1",))
+        assert streams.ended == {0}
+        assert [at["gateway"] for at in made.events("gateway_left")] == ["bad"]
+        await made.until(lambda: held(leader) == 0)
+
+
+async def test_whoever_does_not_begin_with_a_hello_is_sent_away(autojump_clock):
+    async with cluster() as made:
+        leader = await made.lead(1)
+        for parts in ([FROM_GATEWAY.encode(SUBMIT)], [b"\x00" * 100]):
+            link = await raw_link(made, "bad", leader, greeting=False)
+            await link.send(parts)
+            with pytest.raises(PeerLostError):
+                await link.receive()
+        silent = await raw_link(made, "mute", leader, greeting=False)
+        with pytest.raises(PeerLostError), trio.fail_after(2 * TokenServerLimits().greet_s_max):
+            await silent.receive()
+        assert leader.server.gateways == ()
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        [b"\xc1garbage"],
+        [TO_GATEWAY.encode(Accepted(10**6))],
+        [TO_GATEWAY.encode(Tokens((StreamTokens(1, 40, (SampledToken(1),)),)))],
+        [TO_GATEWAY.encode(GatewayRefused("full", "no"))],
+        [],
+    ],
+    ids=["random bytes", "a stream that never was", "a token too early", "a refusal after the welcome", "no part"],
+)
+async def test_a_leader_that_says_garbage_is_left_and_called_again(autojump_clock, said):
+    async with cluster() as made:
+        gateway, leader = await made.gateway(), await made.lead(1)
+        await made.attached(gateway, 1)
+        async with trio.open_nursery() as nursery:
+            streams = Streams(gateway, nursery)
+            await streams.start(1)
+            await made.until(lambda: streams.least > 5)
+            (conversation,) = leader.server._conversations
+            await conversation._link.send(said)
+        assert streams.ended == {0}
+        assert [at["output_tokens"] > 5 for at in made.events("stream_resumed")] == [True]
 
 
 # --- several gateways ------------------------------------------------------------------------------------------------

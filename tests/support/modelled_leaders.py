@@ -65,6 +65,7 @@ class Leader:
     source: object
     made: object  # its `ModelledReplicas`, None where its source is another
     scope: trio.CancelScope
+    leading: trio.CancelScope  # cancelled, the daemon lives on and does not lead any more
     higher_terms: list
 
 
@@ -75,7 +76,7 @@ class Cluster:
         self.network = network
         self.board = LeaderBoard()
         self.log_text = io.StringIO()
-        self._nursery = nursery
+        self.nursery = nursery
 
     def events(self, name, process=None):
         lines = map(json.loads, self.log_text.getvalue().splitlines())
@@ -88,11 +89,11 @@ class Cluster:
 
     async def gateway(self, name="g1", *, board=None, limits=RemoteLimits(), model=MODEL_DIGEST, facts=FACTS):
         """Start a gateway; it may have no leader yet."""
-        return await self._nursery.start(self._gateway, name, board or self.board, limits, model, facts)
+        return await self.nursery.start(self._gateway, name, board or self.board, limits, model, facts)
 
     async def lead(self, term, *, announce=True, **options):
         """Start a leader of ``term``, which serves before this returns; let it be known, unless not ``announce``."""
-        leader = await self._nursery.start(self._lead, f"leader-{term}", term, options)
+        leader = await self.nursery.start(self._lead, f"leader-{term}", term, options)
         if announce:
             self.board.announce(f"memory://{leader.name}", term)
         return leader
@@ -144,8 +145,15 @@ class Cluster:
             usher = Usher(listener, log)
             usher.lead(GATEWAY_PURPOSE, server.host)
             await nursery.start(usher.run)
+            leading = await nursery.start(lead_until_over, server)
+            task_status.started(Leader(name, term, server, source, made, scope, leading, higher_terms))
+
+
+async def lead_until_over(server, *, task_status):
+    with trio.CancelScope() as scope:
+        async with trio.open_nursery() as nursery:
             await nursery.start(server.run)
-            task_status.started(Leader(name, term, server, source, made, scope, higher_terms))
+            task_status.started(scope)
 
 
 @asynccontextmanager
