@@ -172,7 +172,8 @@ def decode_hello(frame: Frame) -> Hello:
     purpose = bytes(part[_HELLO.size :]).decode("latin-1")
     if not is_purpose(purpose):
         raise FrameError("the hello frame brings a purpose that is not printable ASCII")
-    hello = Hello(*_HELLO.unpack_from(part), purpose)
+    session, credit_messages, message_bytes_max, heartbeat_interval_s = _HELLO.unpack_from(part)
+    hello = Hello(session, credit_messages, message_bytes_max, heartbeat_interval_s, purpose)
     if not (hello.credit_messages > 0 and hello.message_bytes_max > 0 and hello.heartbeat_interval_s > 0):
         raise FrameError(f"the hello frame brings impossible limits: {hello}")
     return hello
