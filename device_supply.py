@@ -86,8 +86,8 @@ class ClusterDevices:
         }
 
     def names(self) -> tuple[str, ...]:
-        """All of them."""
-        each = [[on_node(node, at.name) for at in facts.devices] for node, facts in self._usable().items()]
+        """All of them, nodes in the order of their names."""
+        each = [[on_node(node, at.name) for at in facts.devices] for node, facts in sorted(self._usable().items())]
         return tuple(name for turn in zip_longest(*each) for name in turn if name is not None)
 
     def devices(self, present: Sequence[str], taken: frozenset[str]) -> Devices:  # noqa: ARG002 - all kinds alike
