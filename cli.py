@@ -22,6 +22,7 @@ from .commands.certify_app import certify
 from .commands.config_file import named_file
 from .commands.evaluate_app import evaluate
 from .commands.keys_app import keys
+from .commands.story_app import story
 
 CONFIG_FILE = "flexpipe.toml"
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -366,6 +367,7 @@ app.command(bench)
 app.command(certify)
 app.command(evaluate)
 app.command(keys)
+app.command(story)
 
 
 def main() -> None:

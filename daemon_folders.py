@@ -21,13 +21,23 @@ def log_folder(wanted: Path | None) -> Path:
     if wanted is not None:
         wanted.mkdir(parents=True, exist_ok=True)
         return wanted
-    root = platformdirs.user_state_path("flexpipe") / "logs"
+    root = _log_root()
     root.mkdir(parents=True, exist_ok=True)
     for old in sorted(root.iterdir())[: -(LOG_FOLDERS_KEPT - 1)]:
         shutil.rmtree(old, ignore_errors=True)
     folder = root / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     folder.mkdir()
     return folder
+
+
+def newest_log_folder() -> Path | None:
+    """That of the last server that was started without a folder of its own; None where there is none."""
+    root = _log_root()
+    return max(root.iterdir(), default=None) if root.is_dir() else None
+
+
+def _log_root() -> Path:
+    return platformdirs.user_state_path("flexpipe") / "logs"
 
 
 @contextmanager

@@ -234,6 +234,7 @@ class Coordinator:
             case TellWorker(worker, message):
                 self._pool.tell(worker, message)
             case RetireWorker(worker, kill, reason):
+                self._log.emit("worker_retired", worker=worker, at_once=kill, reason=reason)
                 self._pool.retire(worker, kill=kill, reason=reason)
             case WriteJournal(record):
                 self._records.send_nowait(record)

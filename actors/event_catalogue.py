@@ -45,6 +45,7 @@ FIELDS: Mapping[str, Field] = {
     "abandon": Field(bool, "whether KV before the cut is given up"),
     "address": Field(str, "where a leader was to be"),
     "at_event": Field(str, "the event that could not be written as it should be"),
+    "at_once": Field(bool, "whether it is killed, since what it does is not needed any more"),
     "backend": Field(str, "what computes the stage, and why that"),
     "cause": Field(
         str, "why a request waits again: `preempted` (others needed its blocks), `interrupted` or `recomputed`"
@@ -159,6 +160,7 @@ EVENTS: Mapping[str, Event] = {
     **_of(
         "coordinator",
         worker_spawned=("A worker's process was started.", "worker device pid"),
+        worker_retired=("A worker is let go, in order or at once: its end is no failure.", "worker at_once reason"),
         worker_exited=("A worker's process has ended.", "worker code"),
         worker_lost=(
             "A worker's control link has ended; ordinary for one that leaves, else the cause.",

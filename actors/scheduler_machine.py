@@ -309,7 +309,6 @@ class SchedulerMachine:
             self._retired.append(request.id)
 
     def _tell_requeued(self) -> Iterator[Requeued]:
-        """Those that wait again, told before a step that lets them in again."""
         requeued, self._requeued = self._requeued, []
         yield from requeued
 
@@ -325,7 +324,7 @@ class SchedulerMachine:
                 return
             plan = self._plan(shares)
             self._steps[plan.step] = (plan, tuple(shares))
-            yield from self._tell_requeued()
+            yield from self._tell_requeued()  # before a step may let them in again
             yield SendStep(plan)
 
     def _plan(self, shares: list[Share]) -> StepPlan:

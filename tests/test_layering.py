@@ -35,6 +35,7 @@ OURS = {
         "daemon",
         "preparation",
     ),
+    "story": ("actors.config", "actors.event_catalogue"),
     "commands": (
         "policies",
         "runtime",
@@ -45,11 +46,13 @@ OURS = {
         "client_messages",
         "client_streams",
         "daemon",
+        "daemon_folders",
         "node_daemon",
         "planning",
         "preparation",
         "sim",
         "transport.key_ring",
+        "story",
     ),
 }
 # Third-party and standard modules that a folder must never import, at whatever depth.
@@ -59,6 +62,7 @@ FORBIDDEN = {
     "runtime": ("trio", "zmq", "socket", "starlette", "hypercorn"),
     "actors": ("torch", "numba", "zmq", "transformers", "safetensors"),
     "sim": ("torch", "zmq", "time", "transformers"),
+    "story": ("torch", "trio", "zmq", "rich", "time"),
 }
 # A machine sees events and returns instructions: no clock, no chance, no I/O.
 IMPURE = ("trio", "time", "random", "datetime", "os", "socket", "secrets", "threading", "subprocess", "zmq", "torch")

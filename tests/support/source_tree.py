@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDERS = ("policies", "transport", "runtime", "actors", "sim", "bench", "commands")
+FOLDERS = ("policies", "transport", "runtime", "actors", "sim", "bench", "commands", "story")
 
 
 @dataclass(frozen=True)
