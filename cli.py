@@ -79,6 +79,8 @@ def daemon(
     nodes: int = 1,
     ports: str = DEFAULT_PORTS,
     keys: Path | None = None,
+    etcd: tuple[str, ...] = (),
+    cluster: str = "flexpipe",
     state: Path | None = None,
     gateway: bool = True,
     insecure: Annotated[int, Parameter(count=True)] = 0,
@@ -102,7 +104,9 @@ def daemon(
         nodes: How many nodes to wait for before the first plan is made.
         ports: Ports for the links between the workers of this node and those of others.
         keys: Folder with this node's key and the keys of the nodes that it lets in (flexpipe keys).
-        state: Folder where a node that leads keeps its decisions; by default one in the user's state folder.
+        etcd: Where etcd is, as http://127.0.0.1:2379; may be given several times. Then every node may lead, one at a time.
+        cluster: The cluster's name in etcd.
+        state: Folder where a node that leads without etcd keeps its decisions; by default one in the user's state folder.
         gateway: Serve the API at --host and --port, too.
         insecure: Give it twice to let links beyond loopback be read and made by everybody.
         config: A TOML file with any of these settings.
@@ -110,7 +114,7 @@ def daemon(
     """
     from .commands.daemon import DaemonFlags, daemon_command
 
-    flags = DaemonFlags(name, bind, join, nodes, ports, keys, state, gateway, insecure)
+    flags = DaemonFlags(name, bind, join, nodes, ports, keys, etcd, cluster, state, gateway, insecure)
     return daemon_command(model, flags, settings)
 
 

@@ -5,6 +5,7 @@ Part of the composition root. Everything in it ends with the term; what the next
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,17 +54,22 @@ class Ground:
 
 
 class Leader:
-    """See the module. ``higher_term`` is told of a term after this one."""
+    """See the module. ``higher_term`` is told of a term after this one: whoever leads in it has been heard of."""
 
-    def __init__(self, claim: Claim, model: ModelOnDisk, config: ClusterConfig, ground: Ground) -> None:
+    def __init__(
+        self,
+        claim: Claim,
+        model: ModelOnDisk,
+        config: ClusterConfig,
+        ground: Ground,
+        higher_term: Callable[[int], None],
+    ) -> None:
         record, serve = claim.record, config.serve
-        self.over = trio.CancelScope()
+        self._over = trio.CancelScope()
         self._claim = claim
         self._config = config
         self._ground = ground
-        self._nodes = Nodes(
-            NodesMachine(record.name, record.term, model.files.digest), ground.log, lambda _term: self.over.cancel()
-        )
+        self._nodes = Nodes(NodesMachine(record.name, record.term, model.files.digest), ground.log, higher_term)
         devices = ClusterDevices(self._nodes.usable)
         self._planner = RefactorPlanner.of(model, serve, devices)
         self._doors = WorkerDoors(ground.transport, record.name, str(ground.sockets), record.address, record.term)
@@ -87,7 +93,7 @@ class Leader:
             ),
             Leadership(record.name, record.term, model.files.digest),
             ground.log,
-            higher_term=lambda _term: self.over.cancel(),
+            higher_term=higher_term,
             limits=TokenServerLimits(queue_requests_max=serve.queue),
         )
 
@@ -99,17 +105,19 @@ class Leader:
             WORKER_PURPOSE: self._doors.host,
             GATEWAY_PURPOSE: self._token_server.host,
         }
-        with self.over:
-            async with trio.open_nursery() as nursery:
-                for purpose, host in hosts.items():
-                    usher.lead(purpose, host)
-                await nursery.start(self._token_server.run)
-                drainer = Drainer(self._nodes, served.replicas, served.reshaper, self._ground.log)
-                nursery.start_soon(drainer.run)
-                await served.run(await self._first_stages())
-                nursery.cancel_scope.cancel()
-        for purpose in hosts:
-            usher.close(purpose)
+        try:
+            with self._over:
+                async with trio.open_nursery() as nursery:
+                    for purpose, host in hosts.items():
+                        usher.lead(purpose, host)
+                    await nursery.start(self._token_server.run)
+                    drainer = Drainer(self._nodes, served.replicas, served.reshaper, self._ground.log)
+                    nursery.start_soon(drainer.run)
+                    await served.run(await self._first_stages())
+                    nursery.cancel_scope.cancel()
+        finally:
+            for purpose in hosts:
+                usher.close(purpose)
         return served.failure
 
     def stop(self) -> None:
@@ -117,7 +125,7 @@ class Leader:
         if self._served.replicas.present:
             self._served.replicas.stop()
         else:
-            self.over.cancel()
+            self._over.cancel()
 
     async def _first_stages(self) -> tuple[StagePlacement, ...]:
         """Those that the leader before decided last, as far as their devices are here; else a first plan, once there are nodes."""

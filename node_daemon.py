@@ -9,16 +9,19 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 import trio
 
-from .actors.cluster.cluster_store import Candidate
+from .actors.cluster.cluster_store import Candidate, Claim, ClusterStore, ClusterStoreError
+from .actors.cluster.etcd_client import EtcdSettings
+from .actors.cluster.etcd_store import EtcdStore
 from .actors.cluster.leader_line import GatewayIdentity, LeaderLine
-from .actors.cluster.node_agent import FixedLeader, NodeAgent
+from .actors.cluster.leadership import Leadership
+from .actors.cluster.node_agent import FixedLeader, LeaderSource, NodeAgent
 from .actors.cluster.node_config import ClusterConfig, NodeOptions
 from .actors.cluster.node_messages import LISTENER_LIMITS, LaunchWorker, NodeDevice, NodeFacts, NodeReport
 from .actors.cluster.remote_control import RemoteDecisions, RemoteRefactorer
@@ -54,11 +57,16 @@ class NodeSecurity:
 
 @dataclass(frozen=True, slots=True)
 class NodeSetup:
-    """All that one daemon is told. ``state`` is its folder for decisions, where it coordinates; ``has_gateway``: it serves HTTP."""
+    """All that one daemon is told.
+
+    With ``etcd`` every daemon may lead; without it the one that joins nobody does, and keeps its decisions in the folder ``state``.
+    ``has_gateway``: it serves HTTP.
+    """
 
     options: NodeOptions
     config: ClusterConfig
     security: NodeSecurity
+    etcd: EtcdSettings | None
     state: Path
     has_gateway: bool
 
@@ -103,10 +111,11 @@ async def run_node(setup: NodeSetup, model: ModelOnDisk, present: Presenter) -> 
             ) as transport,
             ForkLauncher.open(logs, workplace) as launcher,
             _listening(transport, setup.options, log) as usher,
+            _store(setup) as store,
         ):
             ground = Ground(logs, log_stream, log, sockets, transport, usher)
             starter = ForkStarter(launcher, sockets, logs)
-            return await _NodeDaemon(setup, model, ground, starter, Path(warm) if warm else None).run(present)
+            return await _NodeDaemon(setup, model, ground, starter, store, Path(warm) if warm else None).run(present)
 
 
 class ForkStarter:
@@ -129,7 +138,13 @@ class _NodeDaemon:
     """One node, and the order of its end: the gateway first, then what it leads, then its place in the cluster."""
 
     def __init__(
-        self, setup: NodeSetup, model: ModelOnDisk, ground: Ground, starter: ForkStarter, warm: Path | None
+        self,
+        setup: NodeSetup,
+        model: ModelOnDisk,
+        ground: Ground,
+        starter: ForkStarter,
+        store: ClusterStore | None,
+        warm: Path | None,
     ) -> None:
         self._setup = setup
         self._model = model
@@ -138,17 +153,22 @@ class _NodeDaemon:
         self._stop = trio.Event()
         self._gateway_ended = trio.Event()
         self._leader: Leader | None = None
-        self._leading_ended = trio.Event()
-        options = setup.options
-        leaders = FixedLeader(options.address if options.join is None else str(options.join))
-        digest, transport, log = model.files.digest, ground.transport, ground.log
+        self._leadership: Leadership | None = None
+        self._leadership_ended = trio.Event()
+        self._outcome = Outcome()
+        options, digest, transport, log = setup.options, model.files.digest, ground.transport, ground.log
+        leaders: LeaderSource
+        if store is not None:
+            self._leadership = Leadership(store, Candidate(options.name, options.address), self._lead, log)
+            leaders = self._leadership.watch
+        else:
+            leaders = FixedLeader(str(options.join))
         facts = node_facts(options, setup.config.serve)
         self._agent = NodeAgent(facts, digest, leaders, transport, starter, self._vitals, log)
         self._line = LeaderLine(transport, leaders, GatewayIdentity(options.name, digest), log)
         context = min(model.program.context_tokens, setup.config.serve.context or model.program.context_tokens)
         model_facts = ModelFacts(model.name, model.program.architecture, len(model.program.attention), context)
         self._source = RemoteSource(self._line, model_facts, log)
-        self._outcome = Outcome()
 
     async def run(self, present: Presenter) -> Outcome:
         """Live until told to stop, or let go."""
@@ -156,11 +176,12 @@ class _NodeDaemon:
         async with trio.open_nursery() as nursery:
             await nursery.start(self._watch_signals, nursery.cancel_scope)
             await nursery.start(self._line.run)
-            url = await nursery.start(self._serve_http) if self._setup.has_gateway else ""
-            if options.join is None:
-                await nursery.start(self._lead)
+            url = ""
+            if self._setup.has_gateway:
+                url = await nursery.start(self._serve_http)
             else:
-                self._leading_ended.set()
+                self._gateway_ended.set()
+            nursery.start_soon(self._follow_or_lead)
             ground.log.emit("node_started", node=options.name, address=options.address, url=url)
             nursery.start_soon(present, Node(self._source, url, ground.log_folder))
             nursery.start_soon(self._wind_down)
@@ -168,40 +189,54 @@ class _NodeDaemon:
             if left.failed:
                 self._outcome = Outcome(left.reason, misused=True)
             self._stop.set()
-            await self._gateway_ended_or_none()
-            await self._leading_ended.wait()
+            await self._gateway_ended.wait()
+            await self._leadership_ended.wait()
             nursery.cancel_scope.cancel()
         ground.log.emit("daemon_stopped", reason=self._outcome.reason or left.reason)
         return self._outcome
 
-    async def _gateway_ended_or_none(self) -> None:
-        if self._setup.has_gateway:
-            await self._gateway_ended.wait()
-
     async def _wind_down(self) -> None:
         """Once told to stop: end what depends on others first."""
         await self._stop.wait()
-        await self._gateway_ended_or_none()
-        if self._leader is not None:
-            self._leader.stop()
-            await self._leading_ended.wait()
+        await self._gateway_ended.wait()
+        if self._leader is not None and self._setup.etcd is None:
+            self._leader.stop()  # nobody else can lead: let what is under way end
+            await self._leadership_ended.wait()
             self._agent.stop()
+        elif self._leadership is not None:
+            leads = self._leader is not None
+            self._leadership.stop("its daemon was told to stop")
+            await self._leadership_ended.wait()
+            if leads:
+                self._agent.stop()
+            else:
+                self._agent.ask_to_leave("its daemon was told to stop")
         else:
             self._agent.ask_to_leave("its daemon was told to stop")
 
-    async def _lead(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        options, state = self._setup.options, self._setup.state
-        state.mkdir(parents=True, exist_ok=True)
-        async with SqliteStore.open(state) as store:
-            claim = await store.claim(Candidate(options.name, options.address))
-            self._leader = Leader(claim, self._model, self._setup.config, self._ground)
-            task_status.started()
-            failure = await self._leader.run()
-            await claim.resign()
+    async def _follow_or_lead(self) -> None:
+        """Lead when it is this node's turn, for as long as it may."""
+        if self._leadership is not None:
+            await self._leadership.run()
+            if self._setup.etcd is None:
+                self._stop.set()
+        self._leadership_ended.set()
+
+    async def _lead(self, claim: Claim) -> None:
+        """All that this node does as a leader, in one term."""
+        assert self._leadership is not None
+        heard = self._leadership.heard
+        leader = Leader(
+            claim, self._model, self._setup.config, self._ground, lambda term: heard(term, "a node or gateway")
+        )
+        self._leader = leader
+        try:
+            failure = await leader.run()
+        finally:
+            self._leader = None
         if failure:
             self._outcome = Outcome(failure, failed=True)
-        self._leading_ended.set()
-        self._stop.set()
+            self._stop.set()
 
     async def _serve_http(self, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:
         async with trio.open_nursery() as nursery:
@@ -250,6 +285,22 @@ def node_facts(options: NodeOptions, serve: ServeConfig) -> NodeFacts:
         memory_bytes=host_memory_bytes(),
         devices=devices,
     )
+
+
+@asynccontextmanager
+async def _store(setup: NodeSetup) -> AsyncIterator[ClusterStore | None]:
+    """Where this node finds who leads, and may lead itself; None where it only joins. Raises `ConfigError`."""
+    async with AsyncExitStack() as stack:
+        store: ClusterStore | None = None
+        try:
+            if setup.etcd is not None:
+                store = await stack.enter_async_context(EtcdStore.open(setup.etcd, setup.config.name))
+            elif setup.options.join is None:
+                setup.state.mkdir(parents=True, exist_ok=True)
+                store = await stack.enter_async_context(SqliteStore.open(setup.state))
+        except ClusterStoreError as error:
+            raise ConfigError(f"state: {error}") from error
+        yield store
 
 
 @asynccontextmanager

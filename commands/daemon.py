@@ -8,6 +8,7 @@ from pathlib import Path
 import platformdirs
 import trio
 
+from ..actors.cluster.etcd_client import EtcdSettings
 from ..actors.cluster.node_config import ClusterConfig, node_options
 from ..actors.config import ConfigError, ServeConfig
 from ..node_daemon import Node, NodeSecurity, NodeSetup, Presenter, run_node
@@ -29,6 +30,8 @@ class DaemonFlags:
     nodes: int
     ports: str
     keys: Path | None
+    etcd: tuple[str, ...]
+    cluster: str
     state: Path | None
     gateway: bool
     insecure: int
@@ -57,7 +60,16 @@ def _setup(model: str, flags: DaemonFlags, config: ServeConfig) -> NodeSetup:
         raise ConfigError(f"the folder {flags.keys} has the key of {keys.name}, and name is {options.name}")
     state = flags.state or platformdirs.user_state_path("flexpipe") / "cluster" / options.name
     security = NodeSecurity(keys, insecure=flags.insecure >= INSECURE_TIMES)
-    return NodeSetup(options, ClusterConfig(model, flags.nodes, config), security, state, flags.gateway)
+    cluster = ClusterConfig(flags.cluster, model, flags.nodes, config)
+    return NodeSetup(options, cluster, security, _etcd(flags), state, flags.gateway)
+
+
+def _etcd(flags: DaemonFlags) -> EtcdSettings | None:
+    if not flags.etcd:
+        return None
+    if flags.join is not None:
+        raise ConfigError("etcd says who leads; leave join out")
+    return EtcdSettings(flags.etcd, insecure=flags.insecure >= INSECURE_TIMES)
 
 
 def _presenter(setup: NodeSetup) -> Presenter:

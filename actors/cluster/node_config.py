@@ -19,8 +19,9 @@ _UNSPECIFIED = frozenset({"0.0.0.0", "::"})  # noqa: S104 - refused
 
 @dataclass(frozen=True, slots=True)
 class ClusterConfig:
-    """What the cluster serves: ``model``, once ``nodes`` nodes are here; ``serve`` as in `flexpipe serve`."""
+    """The cluster ``name`` serves ``model``, once ``nodes`` nodes are here; ``serve`` as in `flexpipe serve`."""
 
+    name: str
     model: str
     nodes: int
     serve: ServeConfig

@@ -29,15 +29,18 @@ class Usher:
         self._listener = listener
         self._log = log
         self._hosts: dict[str, Host] = {}
-        self._visitors = 0
+        self._under_way: dict[trio.CancelScope, str] = {}
 
     def lead(self, word: str, host: Host) -> None:
         """Lead those whose purpose is ``word``, or begins with it and a colon, to ``host``; later calls replace earlier ones."""
         self._hosts[word] = host
 
     def close(self, word: str) -> None:
-        """Turn them away from now on; who is here already stays."""
+        """Turn them away from now on, and end the conversations under way."""
         self._hosts.pop(word, None)
+        for scope, purpose in self._under_way.items():
+            if purpose == word:
+                scope.cancel()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Accept until cancelled, or until the listener is closed."""
@@ -51,19 +54,22 @@ class Usher:
                 nursery.start_soon(self._receive, visitor)
 
     async def _receive(self, visitor: AcceptedLink) -> None:
-        host = self._hosts.get(visitor.purpose.partition(":")[0])
-        if host is None or self._visitors >= VISITORS_MAX:
+        word = visitor.purpose.partition(":")[0]
+        host = self._hosts.get(word)
+        if host is None or len(self._under_way) >= VISITORS_MAX:
             sentence = "too many links" if host is not None else "nothing here is for that purpose"
             self._log.emit("link_refused", peer=visitor.peer, purpose=visitor.purpose, sentence=sentence)
             await visitor.link.aclose()
             return
-        self._visitors += 1
+        scope = trio.CancelScope()
+        self._under_way[scope] = word
         try:
-            await host(visitor)
+            with scope:
+                await host(visitor)
         except RefusedVisitorError as error:
             self._log.emit("link_refused", peer=visitor.peer, purpose=visitor.purpose, sentence=str(error))
         except TransportError as error:
             self._log.emit("link_ended", peer=visitor.peer, purpose=visitor.purpose, sentence=str(error))
         finally:
-            self._visitors -= 1
+            del self._under_way[scope]
             await visitor.link.aclose()
