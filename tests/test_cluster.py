@@ -1,18 +1,13 @@
 """Daemons on loopback, as real processes: a pipeline across them, the loss of one while streams run, a stop that costs nothing."""
 
-import json
-import threading
-
 import httpx
 import pytest
+from cluster_streams import PROMPTS, Streams, completion
 from daemons import daemons
 from served import wait_gone
 from tiny_checkpoint import write_tiny_checkpoint
 
 pytestmark = pytest.mark.slow
-
-PROMPTS = ("The pipeline", "A cache of keys", "When the demand", "Text is more")
-TOKENS = 300
 
 
 @pytest.fixture(scope="module")
@@ -20,47 +15,8 @@ def model(tmp_path_factory):
     return write_tiny_checkpoint(tmp_path_factory.mktemp("models") / "tiny", layers=4)
 
 
-def completion(url, prompt, tokens=TOKENS):
-    body = {"model": "tiny", "prompt": prompt, "max_tokens": tokens, "temperature": 0}
-    answer = httpx.post(f"{url}/v1/completions", json=body, timeout=120)
-    answer.raise_for_status()
-    return answer.json()["choices"][0]["text"]
-
-
 def port_of(address):
     return int(address.rpartition(":")[2])
-
-
-class Streams:
-    """Several completions at once, from several gateways; ``begun`` once each has some text."""
-
-    def __init__(self, urls):
-        self.texts = dict.fromkeys(PROMPTS, "")
-        self._begun = {prompt: threading.Event() for prompt in PROMPTS}
-        self._threads = [
-            threading.Thread(target=self._stream, args=(urls[place % len(urls)], prompt))
-            for place, prompt in enumerate(PROMPTS)
-        ]
-        for thread in self._threads:
-            thread.start()
-
-    def _stream(self, url, prompt):
-        body = {"model": "tiny", "prompt": prompt, "max_tokens": TOKENS, "temperature": 0, "stream": True}
-        with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=120) as answer:
-            for line in answer.iter_lines():
-                if line.startswith("data: {"):
-                    self.texts[prompt] += json.loads(line.removeprefix("data: "))["choices"][0]["text"]
-                    self._begun[prompt].set()
-
-    def wait_begun(self):
-        for event in self._begun.values():
-            assert event.wait(60)
-
-    def end(self):
-        for thread in self._threads:
-            thread.join(120)
-            assert not thread.is_alive()
-        return self.texts
 
 
 @pytest.fixture(scope="module")

@@ -108,8 +108,9 @@ class DaemonProcess:
 class Daemons:
     """Several of them. The first leads, unless there is etcd."""
 
-    def __init__(self, model, folder, *options):
+    def __init__(self, model, folder, *options, joins=True):
         self.each = {}
+        self._joins = joins
         self._model = model
         self._folder = folder
         self._options = options
@@ -128,7 +129,7 @@ class Daemons:
             *("--bind", address),
             *("--ports", f"{first}-{first + PORTS_EACH - 1}", "--port", "0"),
             *("--state", str(folder / "state"), "--log-dir", str(folder)),
-            *(("--join", self._leader) if self._leader else ()),
+            *(("--join", self._leader) if self._leader and self._joins else ()),
             *self._options,
             *options,
         ]
@@ -136,15 +137,18 @@ class Daemons:
         daemon = self.each[name] = DaemonProcess(name, folder, command)
         return daemon
 
+    def living(self):
+        return [daemon for daemon in self.each.values() if daemon.process.poll() is None]
+
     def wait_ready(self):
         for daemon in self.each.values():
             daemon.wait_url()
 
 
 @contextmanager
-def daemons(model, folder, *options):
-    """Yield `Daemons`; end them all."""
-    made = Daemons(model, folder, *options)
+def daemons(model, folder, *options, joins=True):
+    """Yield `Daemons`; end them all. ``joins``: all but the first join it."""
+    made = Daemons(model, folder, *options, joins=joins)
     try:
         yield made
     finally:
