@@ -15,17 +15,17 @@ from cyclopts import App, Group, Parameter
 from cyclopts import config as sources
 
 from . import __version__
-from .actors.cluster.node_config import DEFAULT_PORTS
 from .actors.config import ConfigError, ServeConfig
 from .commands.bench_app import DEFAULT_MODEL, bench
 from .commands.certify_app import certify
+from .commands.cluster_app import daemon, drain, nodes
 from .commands.config_file import named_file
 from .commands.evaluate_app import evaluate
+from .commands.flags import DEFAULT_URL, ApiKey, AsJson, Settings, Url
 from .commands.keys_app import keys
 from .commands.story_app import story
 
 CONFIG_FILE = "flexpipe.toml"
-DEFAULT_URL = "http://127.0.0.1:8000"
 
 _ENVIRONMENT = sources.Env("FLEXPIPE_", command=False)
 _FILE = sources.Toml(CONFIG_FILE, search_parents=True, use_commands_as_keys=False, allow_unknown=False)
@@ -39,10 +39,6 @@ app = App(
 )
 app.register_install_completion_command()
 
-Settings = Annotated[ServeConfig, Parameter(name="*")]
-AsJson = Annotated[bool, Parameter(negative="", help="Print facts as JSON, for machines.")]
-Url = Annotated[str, Parameter(help="Address of the running server.")]
-ApiKey = Annotated[str | None, Parameter(help="Key of the running server, if it wants one.")]
 Strategy = Literal["precopy", "stop-copy", "recompute", "restart"]
 _SHAPE = Group("Shape (give exactly one)", sort_key=0)
 
@@ -66,56 +62,6 @@ def serve(model: str = DEFAULT_MODEL, /, settings: Settings = ServeConfig()) -> 
     from .commands.serve import serve_command
 
     return serve_command(model, settings)
-
-
-@app.command(config=[_ENVIRONMENT, named_file])
-def daemon(
-    model: str = DEFAULT_MODEL,
-    /,
-    *,
-    name: str,
-    bind: str,
-    join: str | None = None,
-    nodes: int = 1,
-    ports: str = DEFAULT_PORTS,
-    keys: Path | None = None,
-    etcd: tuple[str, ...] = (),
-    cluster: str = "flexpipe",
-    state: Path | None = None,
-    gateway: bool = True,
-    insecure: Annotated[int, Parameter(count=True)] = 0,
-    config: Path | None = None,  # noqa: ARG001 - read by `named_file`
-    settings: Settings = ServeConfig(),  # noqa: B008 - frozen value
-) -> int:
-    """Be one node of a cluster that serves a model together.
-
-    For example:
-
-        flexpipe daemon smollm2 --name n1 --bind tcp://127.0.0.1:7700 --stages 2 --nodes 2
-        flexpipe daemon smollm2 --name n2 --bind tcp://127.0.0.1:7701 --join tcp://127.0.0.1:7700 --ports 7910-8009 --port 8001
-
-    All of this may also stand in the file of --config, with the same names. Each node needs the same model.
-
-    Args:
-        model: A known name (smollm2), a Hugging Face folder, a .gguf file, or a hub id (owner/name).
-        name: The node's name: small letters, digits and dashes.
-        bind: Where the other nodes reach this one.
-        join: The node that leads; without it this one does.
-        nodes: How many nodes to wait for before the first plan is made.
-        ports: Ports for the links between the workers of this node and those of others.
-        keys: Folder with this node's key and the keys of the nodes that it lets in (flexpipe keys).
-        etcd: Where etcd is, as http://127.0.0.1:2379; may be given several times. Then every node may lead, one at a time.
-        cluster: The cluster's name in etcd.
-        state: Folder where a node that leads without etcd keeps its decisions; by default one in the user's state folder.
-        gateway: Serve the API at --host and --port, too.
-        insecure: Give it twice to let links beyond loopback be read and made by everybody.
-        config: A TOML file with any of these settings.
-        settings: The server's settings; devices are this node's.
-    """
-    from .commands.daemon import DaemonFlags, daemon_command
-
-    flags = DaemonFlags(name, bind, join, nodes, ports, keys, etcd, cluster, state, gateway, insecure)
-    return daemon_command(model, flags, settings)
 
 
 @app.command
@@ -367,6 +313,9 @@ app.command(
     config=[],
 )
 
+app.command(daemon, config=[_ENVIRONMENT, named_file])
+app.command(nodes)
+app.command(drain)
 app.command(bench)
 app.command(certify)
 app.command(evaluate)

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Literal, Self, Unpack, overload
+from urllib.parse import quote
 
 import httpx
 import msgspec
@@ -31,6 +32,7 @@ from .client_messages import (
     read_completion,
     read_decisions,
     read_models,
+    read_nodes,
     read_readiness,
     refactor_body,
 )
@@ -46,6 +48,7 @@ CONNECTIONS = httpx.Limits(max_connections=None, max_keepalive_connections=32)
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 REFACTOR, DECISIONS = "/flexpipe/v1/refactor", "/flexpipe/v1/decisions"
+NODES = "/flexpipe/v1/nodes"
 
 
 class Client:
@@ -112,6 +115,14 @@ class Client:
     def status(self) -> dict[str, Any]:
         """What `flexpipe ps --json` shows: stages, epoch, queue lengths."""
         return msgspec.json.decode(self._get("/flexpipe/v1/status"), type=dict[str, Any])
+
+    def nodes(self) -> list[dict[str, Any]]:
+        """The nodes of the cluster, as `flexpipe nodes --json` shows them. Raises `NotFoundError` on a server of one host."""
+        return read_nodes(self._get(NODES))
+
+    def drain(self, node: str) -> None:
+        """Have everything moved off a node, whose daemon stops then; returns once that has begun. Raises `NodeRefusedError`."""
+        self._post(f"{NODES}/{quote(node, safe='')}/drain", b"{}")
 
     def decisions(self, last: int = 20) -> list[dict[str, Any]]:
         """What the autopilot decided, the ``last`` decisions, oldest first. Raises `NotFoundError` without an autopilot."""
@@ -222,6 +233,14 @@ class AsyncClient:
     async def status(self) -> dict[str, Any]:
         """What `flexpipe ps --json` shows: stages, epoch, queue lengths."""
         return msgspec.json.decode(await self._get("/flexpipe/v1/status"), type=dict[str, Any])
+
+    async def nodes(self) -> list[dict[str, Any]]:
+        """See `Client.nodes`."""
+        return read_nodes(await self._get(NODES))
+
+    async def drain(self, node: str) -> None:
+        """See `Client.drain`."""
+        await self._post(f"{NODES}/{quote(node, safe='')}/drain", b"{}")
 
     async def decisions(self, last: int = 20) -> list[dict[str, Any]]:
         """See `Client.decisions`."""

@@ -62,6 +62,10 @@ class StreamInterruptedError(FlexPipeError):
     """A stream ended before the answer did; what came before is in the stream's ``text``."""
 
 
+class NodeRefusedError(FlexPipeError):
+    """What was asked of a node of the cluster cannot be; nothing was changed."""
+
+
 class RefactorError(FlexPipeError):
     """A refactoring did not come off. Its kinds say what serves now."""
 
@@ -83,6 +87,7 @@ class RefactorLostError(RefactorError):
 
 
 _BY_CODE: dict[str | None, type[FlexPipeError]] = {
+    "node_refused": NodeRefusedError,
     "refactor_refused": RefactorRefusedError,
     "refactor_aborted": RefactorAbortedError,
     "refactor_recovered": RefactorRecoveredError,

@@ -150,6 +150,15 @@ def read_readiness(body: bytes) -> Readiness:
     return msgspec.json.decode(body, type=Readiness)
 
 
+class _Nodes(msgspec.Struct):
+    nodes: list[dict[str, Any]]
+
+
+def read_nodes(body: bytes) -> list[dict[str, Any]]:
+    """The answer of /flexpipe/v1/nodes."""
+    return msgspec.json.decode(body, type=_Nodes).nodes
+
+
 class _Decisions(msgspec.Struct):
     decisions: list[dict[str, Any]]
 

@@ -16,6 +16,7 @@ from .actors.cluster.drainer import Drainer
 from .actors.cluster.gateway_conversation import LeaderServices
 from .actors.cluster.node_config import ClusterConfig
 from .actors.cluster.node_messages import NODE_PURPOSE
+from .actors.cluster.node_status import NodeControl
 from .actors.cluster.nodes import Nodes
 from .actors.cluster.nodes_machine import NodesMachine
 from .actors.cluster.remote_workers import WORKER_PURPOSE, WorkerDoors
@@ -89,7 +90,11 @@ class Leader:
         self._served = ServedModel(serve, factory, self._planner, ground.log)
         self._token_server = TokenServer(
             LeaderServices(
-                self._served.source, self._served.reshaper, self._served.decisions, model.program.vocabulary_size
+                self._served.source,
+                self._served.reshaper,
+                self._served.decisions,
+                model.program.vocabulary_size,
+                NodeControl(self._nodes, record.name, self._served.replicas.devices),
             ),
             Leadership(record.name, record.term, model.files.digest),
             ground.log,

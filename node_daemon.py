@@ -24,7 +24,7 @@ from .actors.cluster.leadership import Leadership
 from .actors.cluster.node_agent import FixedLeader, LeaderSource, NodeAgent
 from .actors.cluster.node_config import ClusterConfig, NodeOptions
 from .actors.cluster.node_messages import LISTENER_LIMITS, LaunchWorker, NodeDevice, NodeFacts, NodeReport
-from .actors.cluster.remote_control import RemoteDecisions, RemoteRefactorer
+from .actors.cluster.remote_control import RemoteDecisions, RemoteNodes, RemoteRefactorer
 from .actors.cluster.remote_source import RemoteSource
 from .actors.cluster.sqlite_store import SqliteStore
 from .actors.cluster.usher import Usher
@@ -249,6 +249,7 @@ class _NodeDaemon:
                 RemoteDecisions(self._line),
                 self._ground.log,
                 self._stop,
+                RemoteNodes(self._line),
             )
             task_status.started(f"http://{addresses[0]}")
         self._gateway_ended.set()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import trio
 
 from .actors.autopilot import Autopilot
+from .actors.cluster_nodes import ClusterNodes
 from .actors.config import ServeConfig
 from .actors.decision_journal import DecisionJournal
 from .actors.event_log import EventLog
@@ -92,6 +93,7 @@ async def serve_gateway(
     decisions: Decisions | None,
     log: EventLog,
     stop: trio.Event,
+    cluster: ClusterNodes | None = None,
     *,
     task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
@@ -107,6 +109,7 @@ async def serve_gateway(
         log,
         refactorer,
         decisions,
+        cluster,
     )
     limits = ServerLimits(drain_s_max=config.drain)
     await serve_app(app, config.host, config.port, stop, limits, log, task_status=task_status)

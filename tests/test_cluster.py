@@ -1,5 +1,9 @@
 """Daemons on loopback, as real processes: a pipeline across them, the loss of one while streams run, a stop that costs nothing."""
 
+import json
+import subprocess
+import sys
+
 import httpx
 import pytest
 from cluster_streams import PROMPTS, Streams, completion
@@ -67,6 +71,42 @@ def test_a_node_that_comes_back_is_used_again(cluster, expected):
     assert report.status_code == 200, report.text
     again.wait_devices(lambda devices: "n3/cpu:0" in devices)
     assert completion(again.url, PROMPTS[1]) == expected[PROMPTS[1]]
+
+
+def flexpipe(*arguments):
+    command = [sys.executable, "-m", "flexpipe.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_operators_see_the_nodes_and_let_one_go_while_streams_run(cluster, expected):
+    url = cluster.each["n2"].url
+    listed = flexpipe("nodes", "--json", "--url", url)
+    nodes = {node["node"]: node for node in json.loads(listed.stdout)}
+    assert [(name, node["leads"], node["state"]) for name, node in nodes.items()] == [
+        ("n1", True, "here"),
+        ("n2", False, "here"),
+        ("n3", False, "here"),
+    ]
+    assert any(device["in_use"] for device in nodes["n3"]["devices"])
+    assert "n1 (leads)" in flexpipe("nodes", "--url", url).stdout
+
+    streams = Streams([url])
+    streams.wait_begun()
+    drained = flexpipe("drain", "n3", "--url", url)
+    assert (drained.returncode, drained.stderr) == (0, "")
+    assert streams.end() == expected
+    assert cluster.each["n3"].process.wait(30) == 0
+    assert "n3/cpu:0" not in cluster.each["n2"].devices()
+    cluster.start("n3").wait_url()
+
+
+@pytest.mark.parametrize(
+    ("node", "sentence"), [("n1", "node n1 leads the cluster"), ("n7", "no node named n7 belongs")]
+)
+def test_a_node_that_cannot_be_let_go_is_refused_in_one_sentence(cluster, node, sentence):
+    refused = flexpipe("drain", node, "--url", cluster.each["n2"].url)
+    assert refused.returncode == 1
+    assert refused.stderr.startswith(sentence)
 
 
 def test_a_node_that_is_stopped_has_its_stages_moved_first_and_no_stream_notices(cluster, expected):

@@ -15,6 +15,7 @@ OURS = {
     "runtime": ("policies.types",),
     "actors": ("policies", "transport", "runtime.interface", "runtime.page_checksum"),
     "actors.gateway": (
+        "actors.cluster_nodes",
         "actors.event_log",
         "actors.generation",
         "actors.refactor",

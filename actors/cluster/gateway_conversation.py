@@ -25,16 +25,22 @@ from ..refactor import (
     RefactorRequest,
     SameShapeRefusedError,
 )
+from .node_status import NodeControl
+from .nodes_machine import NodeError
 from .status_board import StatusBoard
 from .token_messages import (
     FROM_GATEWAY,
     SENTENCE_CHARACTERS_MAX,
     Accepted,
     AskDecisions,
+    AskDrain,
+    AskNodes,
     AskRefactor,
     Cancel,
     DecisionsTold,
+    DrainTold,
     FromGateway,
+    NodesTold,
     RefactorRefused,
     RefactorTold,
     Refused,
@@ -55,12 +61,16 @@ BROKE = "the leader failed to handle this request; its log has the cause"
 
 @dataclass(frozen=True, slots=True)
 class LeaderServices:
-    """What a leader has for gateways. ``decisions`` None: nobody decides anything. Token ids are below ``vocabulary_size``."""
+    """What a leader has for gateways. ``decisions`` None: nobody decides anything. Token ids are below ``vocabulary_size``.
+
+    ``nodes`` None: the leader is a server of one host.
+    """
 
     source: TokenSource
     refactorer: Refactorer
     decisions: DecisionJournal | None
     vocabulary_size: int
+    nodes: NodeControl | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +166,13 @@ class GatewayConversation:
             case AskDecisions(call, count):
                 self._use(call)
                 self._outbox.post(DecisionsTold(call, self._decisions(count)))
+            case AskNodes(call):
+                self._use(call)
+                nodes = self._services.nodes.status() if self._services.nodes is not None else ()
+                self._outbox.post(NodesTold(call, tuple(msgspec.json.encode(node) for node in nodes)))
+            case AskDrain(call, node):
+                self._use(call)
+                self._outbox.post(DrainTold(call, self._drain(node)))
             case _:
                 raise FrameError(f"{self.gateway} said {type(message).__name__} again")
 
@@ -228,6 +245,16 @@ class GatewayConversation:
         if self._services.decisions is None:
             return None
         return tuple(msgspec.json.encode(decision) for decision in self._services.decisions.last(count))
+
+    def _drain(self, node: str) -> str:
+        """Why it cannot be, "" where it has begun."""
+        if self._services.nodes is None:
+            return "the leader is a server of one host"
+        try:
+            self._services.nodes.drain(node)
+        except NodeError as error:
+            return str(error)[:SENTENCE_CHARACTERS_MAX]
+        return ""
 
     def _broke(self, error: Exception) -> None:
         self._log.emit("gateway_request_broke", gateway=self.gateway, error="".join(traceback.format_exception(error)))

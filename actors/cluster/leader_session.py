@@ -29,11 +29,15 @@ from .token_messages import (
     TO_GATEWAY,
     Accepted,
     AskDecisions,
+    AskDrain,
+    AskNodes,
     AskRefactor,
     Cancel,
     DecisionsTold,
+    DrainTold,
     FromGateway,
     GatewayWelcome,
+    NodesTold,
     RefactorRefused,
     RefactorTold,
     Refused,
@@ -162,9 +166,22 @@ class LeaderSession:
     async def decisions(self, count: int) -> tuple[bytes, ...] | None:
         """The last decisions as JSON, the oldest first; None where nobody decides. Raises `LeaderLostError`."""
         call = self._number()
-        question = _Question()
-        self._post(AskDecisions(call, count))
-        self._questions[call] = question
+        return await self._asked(AskDecisions(call, count), call)
+
+    async def nodes(self) -> tuple[bytes, ...]:
+        """The nodes of the leader's cluster, as JSON. Raises `LeaderLostError`."""
+        call = self._number()
+        return await self._asked(AskNodes(call), call) or ()
+
+    async def drain(self, node: str) -> str:
+        """Have the leader move everything off ``node``; why it cannot, "" where it has begun. Raises `LeaderLostError`."""
+        call = self._number()
+        answer = await self._asked(AskDrain(call, node), call)
+        return answer[0].decode() if answer else ""
+
+    async def _asked(self, message: FromGateway, call: int) -> tuple[bytes, ...] | None:
+        question = self._questions[call] = _Question()
+        self._post(message)
         try:
             await question.settled.wait()
         finally:
@@ -214,11 +231,16 @@ class LeaderSession:
                 self._news()
             case RefactorTold() | RefactorRefused():
                 self._take_refactoring(message)
-            case DecisionsTold(call, decisions):
-                if (question := self._questions.get(call)) is not None:
-                    question.settle(decisions)
+            case DecisionsTold(call, answer) | NodesTold(call, answer):
+                self._settle(call, answer)
+            case DrainTold(call, sentence):
+                self._settle(call, (sentence.encode(),) if sentence else ())
             case _:
                 raise FrameError(f"{self.leader} said {type(message).__name__} where a gateway was welcomed already")
+
+    def _settle(self, call: int, answer: tuple[bytes, ...] | None) -> None:
+        if (question := self._questions.get(call)) is not None:
+            question.settle(answer)
 
     def _mailbox(self, stream: int) -> StreamMailbox | None:
         """None of one that was left: what is told of it was under way. Raises `FrameError` of one that never was."""

@@ -10,6 +10,7 @@ from contextlib import aclosing
 
 import msgspec
 
+from ..cluster_nodes import NodeRefusedError
 from ..generation import GenerationFailedError
 from ..refactor import RefactorEvent, RefactorRequest
 from .leader_line import LeaderLine
@@ -42,6 +43,23 @@ class RemoteDecisions:
         """See `Decisions.recall`: JSON as the leader wrote it."""
         decisions = await _session(self._line).decisions(count)
         return None if decisions is None else [msgspec.Raw(decision) for decision in decisions]
+
+
+class RemoteNodes:
+    """The leader's `ClusterNodes`."""
+
+    def __init__(self, line: LeaderLine) -> None:
+        self._line = line
+
+    async def nodes(self) -> Sequence[msgspec.Raw]:
+        """See `ClusterNodes.nodes`: JSON as the leader wrote it."""
+        return [msgspec.Raw(node) for node in await _session(self._line).nodes()]
+
+    async def drain(self, node: str) -> None:
+        """See `ClusterNodes.drain`."""
+        sentence = await _session(self._line).drain(node)
+        if sentence:
+            raise NodeRefusedError(sentence)
 
 
 def _session(line: LeaderLine) -> LeaderSession:

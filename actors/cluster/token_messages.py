@@ -102,6 +102,19 @@ class AskDecisions(Message, frozen=True, tag=True):
     count: Annotated[int, Meta(ge=1, le=DECISIONS_MAX)]
 
 
+class AskNodes(Message, frozen=True, tag=True):
+    """Gateway → leader: which nodes are there? Answered by `NodesTold`."""
+
+    call: Number
+
+
+class AskDrain(Message, frozen=True, tag=True):
+    """Gateway → leader: move everything off ``node`` and let it go. Answered by `DrainTold`, at once."""
+
+    call: Number
+    node: Annotated[str, Meta(max_length=63)]
+
+
 # --- leader -> gateway ------------------------------------------------------------------------------------------------
 
 
@@ -179,7 +192,21 @@ class DecisionsTold(Message, frozen=True, tag=True):
     decisions: Annotated[tuple[bytes, ...], Meta(max_length=DECISIONS_MAX)] | None
 
 
-FromGateway = GatewayHello | Submit | Cancel | AskRefactor | StopWatching | AskDecisions
+class NodesTold(Message, frozen=True, tag=True):
+    """Leader → gateway: a JSON document for each node, which a gateway need not understand."""
+
+    call: Number
+    nodes: Annotated[tuple[bytes, ...], Meta(max_length=NODES_MAX)]
+
+
+class DrainTold(Message, frozen=True, tag=True):
+    """Leader → gateway: it has begun; with a ``sentence``, why it cannot."""
+
+    call: Number
+    sentence: Sentence
+
+
+FromGateway = GatewayHello | Submit | Cancel | AskRefactor | StopWatching | AskDecisions | AskNodes | AskDrain
 ToGateway = (
     GatewayWelcome
     | GatewayRefused
@@ -190,6 +217,8 @@ ToGateway = (
     | RefactorTold
     | RefactorRefused
     | DecisionsTold
+    | NodesTold
+    | DrainTold
 )
 
 FROM_GATEWAY: Codec[FromGateway] = Codec(FromGateway)
@@ -276,3 +305,6 @@ def _check(params: SamplingParams) -> None:
         and 0 <= (params.logprobs or 0) <= LOGPROBS_MAX
     ):
         raise FrameError(f"no token can be drawn by these parameters: {params}")
+
+
+NODES_MAX = 4096

@@ -22,6 +22,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from ...runtime.interface import Tokenizer
+from ..cluster_nodes import ClusterNodes
 from ..event_log import EventLog
 from ..generation import FailureKind, GenerationFailedError, TokenSource
 from ..refactor import Refactorer
@@ -32,6 +33,7 @@ from .generation_answer import GenerationAnswer
 from .generation_run import GenerationRun
 from .http_server import HttpServer, ServerLimits
 from .metrics import GatewayMetrics
+from .nodes_api import all_nodes, drain
 from .openai_api import ChatRequest, CompletionRequest, decode_chat, decode_completion
 from .openai_errors import ApiError, generation_failed, refactor_unsupported, refused
 from .openai_responses import AnswerFormat, ChatFormat, CompletionFormat
@@ -61,12 +63,14 @@ def make_app(
     log: EventLog,
     refactorer: Refactorer | None = None,
     decisions: Decisions | None = None,
+    cluster: ClusterNodes | None = None,
 ) -> Starlette:
-    """The application; without a ``refactorer`` it refuses to refactor, without ``decisions`` none were made.
+    """The application.
 
+    Without a ``refactorer`` it refuses to refactor, without ``decisions`` none were made, without a ``cluster`` it has no nodes.
     Its ``state.drain`` is the `Drain` that `serve` begins when it is to stop.
     """
-    gateway = _Gateway(source, tokenizer, text_stream_factory, model_name, config, log, refactorer, decisions)
+    gateway = _Gateway(source, tokenizer, text_stream_factory, model_name, config, log, refactorer, decisions, cluster)
     app = Starlette(
         routes=gateway.routes(),
         middleware=[Middleware(Boundary, api_keys=config.api_keys, limits=config.body, log=log)],
@@ -105,6 +109,7 @@ class _Gateway:
         log: EventLog,
         refactorer: Refactorer | None,
         decisions: Decisions | None,
+        cluster: ClusterNodes | None,
     ) -> None:
         self._source = source
         self._tokenizer = tokenizer
@@ -114,6 +119,7 @@ class _Gateway:
         self._log = log
         self._refactorer = refactorer
         self._decisions = decisions
+        self._cluster = cluster
         self._prompts = PromptReader(tokenizer)
         self._metrics = GatewayMetrics(source, model_name)
         self._created_s = int(time.time())
@@ -132,6 +138,8 @@ class _Gateway:
             Route("/flexpipe/v1/status", self._status),
             Route("/flexpipe/v1/refactor", self._refactor, methods=["POST"]),
             Route("/flexpipe/v1/decisions", self._decisions_made),
+            Route("/flexpipe/v1/nodes", self._nodes),
+            Route("/flexpipe/v1/nodes/{node}/drain", self._drain, methods=["POST"]),
         ]
 
     # --- generation
@@ -246,6 +254,12 @@ class _Gateway:
 
     async def _decisions_made(self, request: Request) -> Response:
         return _json(await last_decisions(self._decisions, request.query_params))
+
+    async def _nodes(self, _request: Request) -> Response:
+        return _json(await all_nodes(self._cluster))
+
+    async def _drain(self, request: Request) -> Response:
+        return _json(await drain(self._cluster, request.path_params["node"]), status=202)
 
     def _readiness(self) -> tuple[bool, str]:
         if self.drain.draining:
