@@ -38,7 +38,11 @@ MACHINES: tuple[tuple[Transitions[Any], str, str], ...] = (
         "One for each worker and epoch in which it gives or takes pages.",
     ),
     (WORKER_TRANSITIONS, "actors/worker_machine.py", "One for each process, in the daemon's pool of workers."),
-    (NODE_TRANSITIONS, "actors/cluster/nodes_machine.py", "One for each node that belongs to a cluster, at its leader."),
+    (
+        NODE_TRANSITIONS,
+        "actors/cluster/nodes_machine.py",
+        "One for each node that belongs to a cluster, at its leader.",
+    ),
     (AGENT_TRANSITIONS, "actors/cluster/node_agent_machine.py", "One on each node."),
     (LEADERSHIP_TRANSITIONS, "actors/cluster/leadership_machine.py", "One on each daemon that may lead."),
     (LINE_TRANSITIONS, "actors/cluster/leader_line_machine.py", "One at each gateway of a cluster."),

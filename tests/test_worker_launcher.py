@@ -43,7 +43,10 @@ class Launched:
 async def launched(tmp_path):
     cores = {"cpu:0": (min(os.sched_getaffinity(0)),)}
     with trio.fail_after(START_S_MAX):
-        async with ZmqTransport.open() as transport, ForkLauncher.open(tmp_path, Workplace(tmp_path, FILES, cores)) as launcher:
+        async with (
+            ZmqTransport.open() as transport,
+            ForkLauncher.open(tmp_path, Workplace(tmp_path, FILES, cores)) as launcher,
+        ):
             yield Launched(launcher, transport, tmp_path)
 
 
