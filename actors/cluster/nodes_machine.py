@@ -39,7 +39,7 @@ class NodeState(enum.Enum):
     GONE = "gone"
 
 
-NODE_TRANSITIONS = Transitions(
+NODE_TRANSITIONS: Transitions[NodeState] = Transitions(
     "a node",
     NodeState.HERE,
     {

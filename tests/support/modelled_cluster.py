@@ -123,6 +123,7 @@ class ModelledLeader:
     def __init__(self, transport, log_text, term=1, model=DIGEST):
         self.log = EventLog(log_text, process="leader")
         self.stepped_down = None
+        self.recovery = lambda _replica: None
         self.nodes = Nodes(NodesMachine("n1", term, model), self.log, self._step_down)
         self._doors = WorkerDoors(transport, "n1", "", LEADER, term)
         self._ports = PortLedger(self.nodes.places)

@@ -99,6 +99,9 @@ class _OneHost:
     def places(self, replica):
         return NamedPlaces(f"memory://{replica}-{{epoch}}-{{link}}")
 
+    def recovery(self, _replica):
+        return None
+
     def doors(self, replica):
         return BoundDoors(self._factory.transport, f"memory://{replica}-control-{{worker}}")
 
@@ -158,7 +161,7 @@ class ModelledFactory:
         journal = self.journals.setdefault(replica, MemoryJournal(write_s=0.002))
         launcher = self._ground.launcher(replica)
         pool = WorkerPool(launcher, self._ground.doors(replica), scheduler, self._worker_limits, log)
-        coordinator = Coordinator(machine, pool, scheduler, journal, log)
+        coordinator = Coordinator(machine, pool, scheduler, journal, log, self._ground.recovery(replica))
         pipeline = Pipeline(replica, FACTS, scheduler, coordinator, pool)
         self.made[replica] = ModelledPipeline(
             pipeline, scheduler, coordinator, pool, self.network, launcher, journal, self.log_text
