@@ -6,6 +6,7 @@ import json
 import time
 from typing import Any
 
+from rich.console import JustifyMethod
 from rich.table import Table
 
 from ..client import Client
@@ -45,8 +46,9 @@ def drain_command(node: str, url: str, api_key: str | None, timeout_s: float) ->
 def node_table(nodes: list[dict[str, Any]]) -> Table:
     """The nodes as `flexpipe nodes` shows them; fits 80 columns."""
     table = Table(box=None, header_style="bold", padding=(0, 1), pad_edge=False)
-    for name in ("node", "state", "host", "cores", "memory free", "warm", "workers", "devices in use"):
-        table.add_column(name, justify="left" if name in ("node", "state", "host", "devices in use") else "right")
+    for name in ("node", "state", "host", "cores", "free", "warm", "workers", "devices in use"):
+        justify: JustifyMethod = "left" if name in ("node", "state", "host", "devices in use") else "right"
+        table.add_column(name, justify=justify, no_wrap=True)
     for node in nodes:
         used = [device["device"].rpartition("/")[2] for device in node["devices"] if device["in_use"]]
         table.add_row(
@@ -54,7 +56,7 @@ def node_table(nodes: list[dict[str, Any]]) -> Table:
             node["state"],
             node["host"],
             str(node["cores"]),
-            f"{size(node['memory_free_bytes'])} of {size(node['memory_bytes'])}",
+            size(node["memory_free_bytes"]),
             size(node["warm_bytes"]),
             str(node["workers"]),
             f"{', '.join(used) or '-'} of {len(node['devices'])}",
