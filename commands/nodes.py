@@ -46,19 +46,18 @@ def drain_command(node: str, url: str, api_key: str | None, timeout_s: float) ->
 def node_table(nodes: list[dict[str, Any]]) -> Table:
     """The nodes as `flexpipe nodes` shows them; fits 80 columns."""
     table = Table(box=None, header_style="bold", padding=(0, 1), pad_edge=False)
-    for name in ("node", "state", "host", "cores", "free", "warm", "workers", "devices in use"):
+    for name in ("node", "state", "host", "cores", "free", "warm", "devices in use"):
         justify: JustifyMethod = "left" if name in ("node", "state", "host", "devices in use") else "right"
         table.add_column(name, justify=justify, no_wrap=True)
     for node in nodes:
         used = [device["device"].rpartition("/")[2] for device in node["devices"] if device["in_use"]]
         table.add_row(
-            f"{node['node']} (leads)" if node["leads"] else node["node"],
-            node["state"],
+            node["node"],
+            "leads" if node["leads"] else node["state"],
             node["host"],
             str(node["cores"]),
             size(node["memory_free_bytes"]),
             size(node["warm_bytes"]),
-            str(node["workers"]),
             f"{', '.join(used) or '-'} of {len(node['devices'])}",
         )
     return table

@@ -88,7 +88,7 @@ def test_operators_see_the_nodes_and_let_one_go_while_streams_run(cluster, expec
         ("n3", False, "here"),
     ]
     assert any(device["in_use"] for device in nodes["n3"]["devices"])
-    assert "n1 (leads)" in flexpipe("nodes", "--url", url).stdout
+    assert "n1    leads  127.0.0.1" in flexpipe("nodes", "--url", url).stdout
 
     streams = Streams([url])
     streams.wait_begun()
