@@ -6,13 +6,16 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := $(shell git ls-files '*.py' pyproject.toml constraints.txt py.typed 2>/dev/null)
 
-.PHONY: demo demo-auto test lint types format clean
+.PHONY: demo demo-auto cluster-demo test lint types format clean
 
 demo: $(STAMP)
 	$(BIN)/python examples/demo.py
 
 demo-auto: $(STAMP)
 	$(BIN)/python examples/demo_auto.py
+
+cluster-demo: $(STAMP)
+	$(BIN)/python examples/cluster_demo.py
 
 test: lint types
 	cd tests && ../$(BIN)/python -m pytest

@@ -78,10 +78,9 @@ class VirtualSwitch:
 
     def run(self) -> None:
         """Switch until stdin ends."""
-        with (
-            selectors.SelectSelector() as selector
-        ):  # epoll's timeouts are whole milliseconds, as long as a cable's delay
-            selector.register(sys.stdin.buffer.raw, selectors.EVENT_READ, None)
+        # Not epoll, whose timeouts are whole milliseconds, as long as a cable's delay.
+        with selectors.SelectSelector() as selector:
+            selector.register(sys.stdin.fileno(), selectors.EVENT_READ, None)
             for port, cable in enumerate(self._cables):
                 os.set_blocking(cable.descriptor, False)
                 selector.register(cable.descriptor, selectors.EVENT_READ, port)

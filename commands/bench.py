@@ -105,6 +105,27 @@ def controller_command(pipelines: int, candidates: int, rounds: int, *, as_json:
     return 0
 
 
+def cluster_command(model: str, requests: int, tokens: int, cases: Sequence[str], *, as_json: bool) -> int:
+    """A real cluster under kills and cut cables; the exit code. Raises `ConfigError` where it cannot be measured."""
+    from ..bench import cluster, cluster_words
+
+    if unknown := [case for case in cases if case not in cluster.CASES]:
+        raise ConfigError(f"there is no case {unknown[0]!r}; choose from: {', '.join(cluster.CASES)}")
+    if min(requests, tokens) < 1:
+        raise ConfigError("requests and tokens must be at least 1")
+    try:
+        result = cluster.run(model, requests, tokens, cases or tuple(cluster.CASES), report=_note)
+    except cluster.UnmeasurableError as error:
+        raise ConfigError(str(error)) from error
+    if as_json:
+        print(json.dumps(result, indent=2))
+        return 0
+    out.print(_table(cluster_words.case_rows(result)))
+    for sentence in cluster_words.sentences(result):
+        out.print(sentence, highlight=False, soft_wrap=True)
+    return 0
+
+
 def simulator_command(requests: int, *, as_json: bool) -> int:
     """How fast the cluster simulator is; the exit code. Raises `ConfigError` where there is nothing to measure."""
     from ..bench import simulator

@@ -121,6 +121,37 @@ def bench_controller(
     return controller_command(pipelines, candidates, rounds, as_json=json)
 
 
+@bench.command(name="cluster")
+def bench_cluster(
+    model: str = DEFAULT_MODEL,
+    /,
+    *,
+    requests: int = 100,
+    tokens: int = 16,
+    case: tuple[str, ...] = (),
+    json: AsJson = False,
+) -> int:
+    """Four daemons in network namespaces under load: what kills and cut cables cost, and hops against arithmetic.
+
+    Needs root, iproute2 and etcd-server. Every case has a cluster of its own; eight clients ask at two gateways.
+
+    For example:
+
+        flexpipe bench cluster --requests 25
+        flexpipe bench cluster --case "kill the leader" --case "kill etcd" --json
+
+    Args:
+        model: Model to serve.
+        requests: Requests of each client in each case.
+        tokens: Tokens of each request.
+        case: A case to run; may be given several times; all of them by default.
+        json: Print facts as JSON, for machines.
+    """
+    from .bench import cluster_command
+
+    return cluster_command(model, requests, tokens, case, as_json=json)
+
+
 @bench.command(name="simulator")
 def bench_simulator(
     *,
