@@ -114,9 +114,9 @@ class EventLog:
         except OSError as error:
             self._unwritten = error
             return
-        if (error := self._unwritten) is not None:
+        if (earlier := self._unwritten) is not None:
             self._unwritten = None
-            self._tell_once(event, f"events before this one could not be written: {error.strerror or error}")
+            self._tell_once(event, f"events before this one could not be written: {earlier.strerror or earlier}")
 
     def _tell_once(self, event: str, sentence: str) -> None:
         if (event, sentence) not in self._faults:

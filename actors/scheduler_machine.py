@@ -314,7 +314,7 @@ class SchedulerMachine:
 
     # --- planning ---
 
-    def _plan_steps(self) -> Iterator[SendStep]:
+    def _plan_steps(self) -> Iterator[SendStep | Requeued]:
         """Plan steps until ``depth`` are under way or nothing is left to run."""
         while self._pipeline is not None and len(self._steps) < self._pipeline.depth:
             if self._switch is not None and self._switch.reprefill:

@@ -65,7 +65,7 @@ class Scene:
         """The process of a stage on such a node."""
         async with AsyncClient(self.gateways[0], api_key=API_KEY) as client:
             status = await client.status()
-        return next(stage["pid"] for stage in status["stages"] if not stage["device"].startswith(NAMES[:2]))
+        return next(int(stage["pid"]) for stage in status["stages"] if not stage["device"].startswith(NAMES[:2]))
 
 
 Harm = Callable[[Scene], Awaitable[None]]

@@ -150,15 +150,15 @@ class EtcdClient:
 
     async def _ask(self, endpoint: str, path: str, request: Request, kind: type[A]) -> A:
         with trio.move_on_after(self._settings.answer_s_max):
-            for _ in range(2):
+            body = await self._body(endpoint, path, request)
+            refusal = _refusal(endpoint, body)
+            if refusal is not None and refusal.code == _UNAUTHENTICATED and self._settings.user:
+                self._token = ""  # it ran out, or etcd started anew
                 body = await self._body(endpoint, path, request)
                 refusal = _refusal(endpoint, body)
-                if refusal is None:
-                    return _decoded(endpoint, body, kind)
-                if refusal.code != _UNAUTHENTICATED or not self._settings.user:
-                    break
-                self._token = ""  # it ran out, or etcd started anew
-            raise _error(endpoint, refusal)
+            if refusal is not None:
+                raise _error(endpoint, refusal)
+            return _decoded(endpoint, body, kind)
         raise StoreUnavailableError(f"{endpoint} did not answer within {self._settings.answer_s_max:g} s")
 
     async def _body(self, endpoint: str, path: str, request: Request) -> bytes:
