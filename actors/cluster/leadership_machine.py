@@ -74,7 +74,7 @@ class Deed(enum.Enum):
 
 _FOLLOWING, _CANDIDATE, _LEADING = LeadershipState.FOLLOWING, LeadershipState.CANDIDATE, LeadershipState.LEADING
 _BLIND, _STEPPED_DOWN, _RETIRED = LeadershipState.BLIND, LeadershipState.STEPPED_DOWN, LeadershipState.RETIRED
-LEADS = frozenset({_LEADING, _BLIND})
+LEADS = (_LEADING, _BLIND)
 
 MAY = {
     _LEADING: frozenset({Deed.SERVE, Deed.CHANGE}),
