@@ -40,7 +40,7 @@ class Gate:
             )
         if seal:
             raw.setsockopt(zmq.PLAIN_SERVER, 1)
-            return self._door(raw, where, _token(seal))
+            return self._door(raw, where, token_of(seal))
         if self.keys is not None:
             raw.setsockopt(zmq.CURVE_SERVER, 1)
             raw.setsockopt(zmq.CURVE_SECRETKEY, self.keys.secret)
@@ -54,7 +54,7 @@ class Gate:
             return Proof()
         if seal:
             raw.setsockopt(zmq.PLAIN_USERNAME, TOKEN_USER)
-            raw.setsockopt(zmq.PLAIN_PASSWORD, _token(seal))
+            raw.setsockopt(zmq.PLAIN_PASSWORD, token_of(seal))
             return Proof()
         if self.keys is not None:
             key = self._key_of(self.keys, address)
@@ -89,5 +89,6 @@ class Gate:
             )
 
 
-def _token(seal: bytes) -> bytes:
+def token_of(seal: bytes) -> bytes:
+    """The word that opens the door of a sealed link."""
     return derive(seal, b"", "token").hex().encode()

@@ -133,14 +133,14 @@ class WireLink:
         return message
 
     async def wait_open(self) -> None:
-        """Wait for the peer's hello. Raises as `receive` does where the link ends before it."""
+        """Wait for the peer's hello, whatever may have followed it. Raises as `receive` does where the link ends before it."""
         await trio.lowlevel.checkpoint_if_cancelled()
         machine = self._machine
         while machine.state is LinkState.AWAITING:
             if not self._pump():
                 await self._wait_for_change()
         error = machine.receive_error()
-        if error is not None and not machine.has_message:
+        if error is not None and not machine.has_met_peer:
             raise error
 
     def lose(self, sentence: str) -> None:

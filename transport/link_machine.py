@@ -92,6 +92,11 @@ class LinkMachine:
         return self._state
 
     @property
+    def has_met_peer(self) -> bool:
+        """Whether its hello has come."""
+        return self._peer is not None
+
+    @property
     def peer_purpose(self) -> str:
         """What the peer told a listener that it wants; "" until it has come."""
         return self._peer.purpose if self._peer else ""

@@ -19,107 +19,18 @@ import zmq
 
 from .address import Address
 from .authenticator import Proof, proof_of
-from .connection import Connection
-from .interface import AcceptedLink, FrameError, LinkLimits
+from .connection import Connection, Connections
+from .interface import AcceptedLink, LinkLimits
 from .link import WireEvent, WireLink
 from .link_machine import LinkMachine, Segments
-from .reception import Reception
+from .reception import GUESTS_MAX, Reception
 from .refusal import RefusalReason
+from .router_wire import RouterWire
 from .zmq_socket import ZmqSocket, descriptor_of, property_of
 from .zmq_wire import CONTROL_FRAMES_MAX, EVENTS, GOODBYE_LINGER_MS, HANDSHAKE_FAILED, MONITOR_EVENT, bind, stranger
 
 DOUBT_S = 0.01
 """libzmq tells of a connection's end a little before it lets go of the peer; asking earlier would hear that all is well."""
-
-
-class RouterWire:
-    """A `Wire` to one peer of a ROUTER socket, over the connection of ``descriptor``; ``frames_max`` bounds what waits here."""
-
-    def __init__(self, listener: ZmqListener, identity: bytes, descriptor: int, frames_max: int) -> None:
-        self.descriptor = descriptor
-        self.is_closed = False
-        self._connection = Connection.at(descriptor)
-        self._listener = listener
-        self._identity = identity
-        self._frames_max = frames_max
-        self._frames: deque[list[memoryview]] = deque()
-        self._overflowed = False
-        self._events: deque[WireEvent] = deque([WireEvent.CONNECTED])
-        self._arrived = trio.lowlevel.ParkingLot()
-        self._happened = trio.lowlevel.ParkingLot()
-
-    def arrive(self, segments: list[memoryview]) -> None:
-        """A frame of the peer's. What comes after the end, or beyond the bound, is dropped; the latter ends the link."""
-        if self.is_closed or self._overflowed:
-            return
-        if len(self._frames) == self._frames_max:
-            self._overflowed = True
-            self.tell(WireEvent.DOUBTFUL)  # wakes the link, which then finds out
-            return
-        self._frames.append(segments)
-        self._arrived.unpark_all()
-
-    def tell(self, event: WireEvent) -> None:
-        """Something happened to the connection."""
-        self._events.append(event)
-        self._happened.unpark_all()
-
-    def send_nowait(self, segments: Segments) -> bool:
-        """See `Wire`."""
-        if self.is_closed:
-            return False
-        try:
-            return self._listener.send_nowait([self._identity, *segments])
-        except zmq.ZMQError as error:
-            if error.errno != zmq.EHOSTUNREACH:
-                raise
-            # What it sent before is read first: its end is told after that.
-            self._listener.read_all()
-            self.tell(WireEvent.DISCONNECTED)
-            return False
-
-    def receive_nowait(self) -> list[memoryview] | None:
-        """See `Wire`."""
-        if self._frames:
-            return self._frames.popleft()
-        if self._overflowed:
-            raise FrameError(f"the peer sent more than the {self._frames_max} frames that may be under way")
-        return None
-
-    async def wait_receivable(self) -> None:
-        """See `Wire`."""
-        if self._frames or self._overflowed:
-            await trio.lowlevel.checkpoint()
-        else:
-            await self._arrived.park()
-
-    async def next_event(self) -> WireEvent:
-        """See `Wire`."""
-        while not self._events:
-            await self._happened.park()
-        await trio.lowlevel.cancel_shielded_checkpoint()
-        return self._events.popleft()
-
-    def settle(self) -> None:
-        """See `Wire`. A peer of a router is joined to nobody else anyway."""
-
-    async def aclose(self, *, flush: bool) -> None:
-        """See `Wire`. A peer that was told goodbye may leave by itself, for a while."""
-        self.is_closed = True
-        self._frames.clear()
-        if not flush:
-            self.hang_up()
-        self._listener.closed(self)
-        await trio.lowlevel.checkpoint()
-
-    def hang_up(self) -> bool:
-        """End the connection; whether there was one. One over ipc cannot be ended so, and is of this host's own user."""
-        return self._connection is not None and self._connection.hang_up()
-
-    @property
-    def identity(self) -> bytes:
-        """What the socket calls the peer."""
-        return self._identity
 
 
 class ZmqListener:
@@ -140,7 +51,7 @@ class ZmqListener:
     ) -> None:
         raw.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self._raw = raw
-        self._monitor = ZmqSocket(raw.get_monitor_socket(EVENTS))
+        self._monitor = ZmqSocket(raw.get_monitor_socket(EVENTS | zmq.EVENT_ACCEPTED))
         self._socket = ZmqSocket(raw)
         self._name = name
         self._limits = limits
@@ -152,6 +63,9 @@ class ZmqListener:
         self._socket_file: Path | None = None
         self._wires: dict[bytes, RouterWire] = {}
         self._leaving: deque[tuple[float, RouterWire]] = deque()
+        self._connections = Connections(self._catch_up)
+        self._ends: deque[tuple[float, int]] = deque()  # of connections: when to look into it, and which descriptor
+        self._end_came = trio.lowlevel.ParkingLot()
         self._strangers = 0
         self._is_deaf = False
         self._scope = trio.CancelScope()
@@ -184,6 +98,7 @@ class ZmqListener:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._read)
                     nursery.start_soon(self._watch)
+                    nursery.start_soon(self._look_into_ends)
                     nursery.start_soon(self._see_off)
         finally:
             self._turn_deaf()
@@ -206,11 +121,15 @@ class ZmqListener:
 
     def read_all(self) -> None:
         """Deal out what has arrived, as much as may be under way from all peers."""
-        for _ in range(len(self._wires) * self._frames_max):
+        for _ in range((len(self._wires) + GUESTS_MAX) * self._frames_max):
             segments = self._socket.receive_nowait()
             if segments is None:
                 return
             self._deal(segments)
+
+    def hang_up(self, connection: Connection) -> bool:
+        """End a peer's connection; whether there was one to end."""
+        return not self._raw.closed and self._connections.hang_up(connection)
 
     def closed(self, wire: RouterWire) -> None:
         """A wire's link has ended. Its frames are dropped until its connection has had the time to end."""
@@ -228,9 +147,20 @@ class ZmqListener:
         identity = bytes(segments[0])
         wire = self._wires.get(identity)
         if wire is None:
-            wire = self._wires[identity] = RouterWire(self, identity, descriptor_of(segments[0]), self._frames_max)
+            descriptor = descriptor_of(segments[0])
+            connection = self._connection_of(descriptor)
+            wire = self._wires[identity] = RouterWire(self, identity, descriptor, connection, self._frames_max)
             self._receive(wire, proof_of(property_of(segments[0], "User-Id")), property_of(segments[0], "Peer-Address"))
         wire.arrive(segments[1:])
+
+    def _connection_of(self, descriptor: int) -> Connection | None:
+        """The connection of a peer's first message; None where it may have ended already, and the number be another one's."""
+        connection = self._connections.find(descriptor)
+        return None if any(descriptor == ended for _, ended in self._ends) else connection
+
+    def _catch_up(self) -> None:
+        while (segments := self._monitor.receive_nowait()) is not None:
+            self._note(segments)
 
     def _receive(self, wire: RouterWire, proof: Proof, host: str) -> None:
         if self._reception.is_full:
@@ -249,16 +179,29 @@ class ZmqListener:
     async def _watch(self) -> None:
         with suppress(trio.ClosedResourceError):
             while True:
-                event, value = MONITOR_EVENT.unpack((await self._monitor.receive())[0])
-                if event == zmq.EVENT_DISCONNECTED:
-                    await trio.sleep(DOUBT_S)
-                    self._disconnected(value)
-                elif event & HANDSHAKE_FAILED:
-                    self._strangers += 1
-                    if (
-                        event != zmq.EVENT_HANDSHAKE_FAILED_AUTH
-                    ):  # of a refused proof the authenticator tells, which knows more
-                        self._reception.refuse(RefusalReason.HANDSHAKE, "", "", stranger(event))
+                self._note(await self._monitor.receive())
+
+    def _note(self, segments: list[memoryview]) -> None:
+        event, value = MONITOR_EVENT.unpack(segments[0])
+        if event == zmq.EVENT_ACCEPTED:
+            self._connections.accepted(value)
+        elif event == zmq.EVENT_DISCONNECTED:
+            self._connections.ended(value)
+            self._ends.append((trio.current_time() + DOUBT_S, value))
+            self._end_came.unpark()
+        elif event & HANDSHAKE_FAILED:
+            self._strangers += 1
+            # Of a refused proof the authenticator tells, which knows more.
+            if event != zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+                self._reception.refuse(RefusalReason.HANDSHAKE, "", "", stranger(event))
+
+    async def _look_into_ends(self) -> None:
+        while True:
+            while not self._ends:
+                await self._end_came.park()
+            await trio.sleep_until(self._ends[0][0])
+            self.read_all()  # first what came over the connection: only then is it known whose it was
+            self._disconnected(self._ends.popleft()[1])
 
     def _disconnected(self, descriptor: int) -> None:
         # By now the number may be another connection's: then its link says a word more than it had to.
