@@ -34,8 +34,6 @@ from .etcd_messages import (
 
 ANSWER_BYTES_MAX = 8 * 1024 * 1024
 """Bytes of one answer, and of one line of a watch. etcd itself bounds a request by 1.5 MiB."""
-MORE_THAN_ANY_ANSWER = httpx.Timeout(None)
-"""Calls are bounded as a whole (`EtcdSettings.answer_s_max`); a watch may be silent for ever."""
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 _NOT_FOUND, _FAILED_PRECONDITION, _UNAUTHENTICATED, _RESOURCE_EXHAUSTED = 5, 9, 16, 8
@@ -104,10 +102,11 @@ class EtcdClient:
         settings.check()
         verify = await trio.to_thread.run_sync(_tls_context, settings)
         limits = httpx.Limits(max_connections=64, max_keepalive_connections=16)
+        # Calls are bounded as a whole, and a watch may be silent for ever. Connecting, in two halves, is bounded by httpx: it
+        # leaves a handshake that is cancelled to the garbage collector.
+        timeout = httpx.Timeout(None, connect=settings.answer_s_max / 2)
         # Proxies named in the environment are for the world outside.
-        async with httpx.AsyncClient(
-            verify=verify, limits=limits, timeout=MORE_THAN_ANY_ANSWER, trust_env=False
-        ) as http:
+        async with httpx.AsyncClient(verify=verify, limits=limits, timeout=timeout, trust_env=False) as http:
             yield cls(settings, http)
 
     @property
@@ -203,7 +202,9 @@ class EtcdClient:
                     while True:
                         await anext(parts)
         except (httpx.HTTPError, httpx.StreamError) as error:
-            raise StoreUnavailableError(f"{endpoint} cannot be reached: {error or type(error).__name__}") from error
+            raise StoreUnavailableError(
+                f"{endpoint} cannot be reached: {str(error) or type(error).__name__}"
+            ) from error
 
 
 def _tls_context(settings: EtcdSettings) -> ssl.SSLContext | bool:

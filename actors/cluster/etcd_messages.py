@@ -1,7 +1,7 @@
 """What etcd's JSON gateway (v3) hears and says: the parts of its protocol that a cluster store needs.
 
-Bytes travel as base64; etcd writes 64-bit integers as strings and leaves out what is zero or empty, so every field of an answer has
-a default. Names are etcd's own (etcd v3.4, `rpc.proto` and `kv.proto`).
+Bytes travel as base64; etcd writes 64-bit integers as strings and leaves out what is zero or empty, so that most fields of answers
+have a default. Names are etcd's own (etcd v3.4, `rpc.proto` and `kv.proto`).
 """
 
 from __future__ import annotations
@@ -101,9 +101,9 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 class Header(Answer, frozen=True):
-    """At which revision the cluster was."""
+    """At which revision the cluster was, from 1 on."""
 
-    revision: int = 0
+    revision: int
 
 
 class KeyValue(Answer, frozen=True):
@@ -119,7 +119,7 @@ class KeyValue(Answer, frozen=True):
 class RangeAnswer(Answer, frozen=True):
     """The keys that are there."""
 
-    header: Header = Header()
+    header: Header
     kvs: tuple[KeyValue, ...] = ()
 
     @property
@@ -137,7 +137,7 @@ class OperationAnswer(Answer, frozen=True):
 class TransactionAnswer(Answer, frozen=True):
     """Which of the two branches was taken, at which revision, and what its steps gave."""
 
-    header: Header = Header()
+    header: Header
     succeeded: bool = False
     responses: tuple[OperationAnswer, ...] = ()
 
@@ -177,10 +177,8 @@ class Event(Answer, frozen=True):
 
 
 class WatchResult(Answer, frozen=True):
-    """Some changes, or that the watch has begun, or has ended."""
+    """Some changes, or that the watch has begun (none), or has ended."""
 
-    header: Header = Header()
-    created: bool = False
     canceled: bool = False
     cancel_reason: str = ""
     events: tuple[Event, ...] = ()
