@@ -74,7 +74,7 @@ class Deed(enum.Enum):
 
 _FOLLOWING, _CANDIDATE, _LEADING = LeadershipState.FOLLOWING, LeadershipState.CANDIDATE, LeadershipState.LEADING
 _BLIND, _STEPPED_DOWN, _RETIRED = LeadershipState.BLIND, LeadershipState.STEPPED_DOWN, LeadershipState.RETIRED
-LEADS = (_LEADING, _BLIND)
+LEADS = frozenset({_LEADING, _BLIND})
 
 MAY = {
     _LEADING: frozenset({Deed.SERVE, Deed.CHANGE}),
@@ -93,9 +93,9 @@ LEADERSHIP_TRANSITIONS = Transitions(
         (_CANDIDATE, "won"): _LEADING,
         (_LEADING, "store lost"): _BLIND,
         (_BLIND, "store back"): _LEADING,
-        **{(state, "claim lost"): _STEPPED_DOWN for state in LEADS},
-        **{(state, "higher term"): _STEPPED_DOWN for state in LEADS},
-        **{(state, "stop"): _STEPPED_DOWN for state in LEADS},
+        **{(state, "claim lost"): _STEPPED_DOWN for state in (_LEADING, _BLIND)},
+        **{(state, "higher term"): _STEPPED_DOWN for state in (_LEADING, _BLIND)},
+        **{(state, "stop"): _STEPPED_DOWN for state in (_LEADING, _BLIND)},
         (_FOLLOWING, "stop"): _RETIRED,
         (_CANDIDATE, "stop"): _RETIRED,
         (_STEPPED_DOWN, "duties ended"): _FOLLOWING,
