@@ -105,6 +105,29 @@ def controller_command(pipelines: int, candidates: int, rounds: int, *, as_json:
     return 0
 
 
+def encryption_command(rounds: int, mib: int, *, as_json: bool) -> int:
+    """What encryption costs; the exit code. Raises `ConfigError` where there is nothing to measure."""
+    from ..bench import encryption
+
+    if min(rounds, mib) < 1:
+        raise ConfigError("rounds and mib must be at least 1")
+    figures = encryption.measure(rounds, mib)
+    if as_json:
+        print(json.dumps({"hop_us": figures.hop_us, "pages_gb_s": figures.pages_gb_s}, indent=2))
+        return 0
+    rows = [("over tcp on this host", *encryption.KINDS)]
+    for hop_bytes in encryption.HOP_BYTES:
+        times = ((kind, figures.hop_us[kind][hop_bytes]) for kind in encryption.KINDS)
+        cells = (f"{us:.0f} us ({figures.hop_ratio(kind, hop_bytes):.2f}x)" for kind, us in times)
+        rows.append((f"hop of {size(hop_bytes)}", *cells))
+    for page_bytes in encryption.PAGE_BYTES:
+        rates = ((kind, figures.pages_gb_s[kind][page_bytes]) for kind in encryption.KINDS)
+        cells = (f"{rate:.2f} GB/s ({figures.pages_share(kind, page_bytes):.0%})" for kind, rate in rates)
+        rows.append((f"pages of {size(page_bytes)}", *cells))
+    out.print(_table(rows))
+    return 0
+
+
 def cluster_command(model: str, requests: int, tokens: int, cases: Sequence[str], *, as_json: bool) -> int:
     """A real cluster under kills and cut cables; the exit code. Raises `ConfigError` where it cannot be measured."""
     from ..bench import cluster, cluster_words

@@ -121,6 +121,24 @@ def bench_controller(
     return controller_command(pipelines, candidates, rounds, as_json=json)
 
 
+@bench.command(name="encryption")
+def bench_encryption(*, rounds: int = 7, mib: int = 128, json: AsJson = False) -> int:
+    """What encryption costs between nodes: a hop's time and the throughput of pages, sealed and under CURVE, against the clear.
+
+    For example:
+
+        flexpipe bench encryption --json
+
+    Args:
+        rounds: Turns that the kinds of link take.
+        mib: MiB of pages a turn.
+        json: Print facts as JSON, for machines.
+    """
+    from .bench import encryption_command
+
+    return encryption_command(rounds, mib, as_json=json)
+
+
 @bench.command(name="cluster")
 def bench_cluster(
     model: str = DEFAULT_MODEL,
