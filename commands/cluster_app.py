@@ -24,6 +24,11 @@ def daemon(
     ports: str = DEFAULT_PORTS,
     keys: Path | None = None,
     etcd: tuple[str, ...] = (),
+    etcd_ca: Path | None = None,
+    etcd_cert: Path | None = None,
+    etcd_key: Path | None = None,
+    etcd_user: str = "",
+    etcd_password: str = "",
     cluster: str = "flexpipe",
     state: Path | None = None,
     gateway: bool = True,
@@ -49,6 +54,11 @@ def daemon(
         ports: Ports for the links between the workers of this node and those of others.
         keys: Folder with this node's key and the keys of the nodes that it lets in (flexpipe keys).
         etcd: Where etcd is, as http://127.0.0.1:2379; may be given several times. Then every node may lead, one at a time.
+        etcd_ca: Certificate of the authority that etcd's own is signed by; the system's list without it.
+        etcd_cert: Certificate that is shown to etcd, where it asks for one; with etcd-key.
+        etcd_key: The private key of etcd-cert.
+        etcd_user: User of etcd, where it has users.
+        etcd_password: That user's password; better FLEXPIPE_ETCD_PASSWORD than a flag that everybody on the host can see.
         cluster: The cluster's name in etcd.
         state: Folder where a node that leads without etcd keeps its decisions; by default one in the user's state folder.
         gateway: Serve the API at --host and --port, too.
@@ -56,9 +66,13 @@ def daemon(
         config: A TOML file with any of these settings.
         settings: The server's settings; devices are this node's.
     """
-    from .daemon import DaemonFlags, daemon_command
+    from ..actors.cluster.etcd_client import EtcdSettings
+    from .daemon import INSECURE_TIMES, DaemonFlags, daemon_command
 
-    flags = DaemonFlags(name, bind, join, nodes, ports, keys, etcd, cluster, state, gateway, insecure)
+    store = EtcdSettings(
+        etcd, etcd_user, etcd_password, etcd_ca, etcd_cert, etcd_key, insecure=insecure >= INSECURE_TIMES
+    )
+    flags = DaemonFlags(name, bind, join, nodes, ports, keys, store, cluster, state, gateway, insecure)
     return daemon_command(model, flags, settings)
 
 

@@ -30,7 +30,7 @@ class DaemonFlags:
     nodes: int
     ports: str
     keys: Path | None
-    etcd: tuple[str, ...]
+    etcd: EtcdSettings
     cluster: str
     state: Path | None
     gateway: bool
@@ -65,11 +65,11 @@ def _setup(model: str, flags: DaemonFlags, config: ServeConfig) -> NodeSetup:
 
 
 def _etcd(flags: DaemonFlags) -> EtcdSettings | None:
-    if not flags.etcd:
+    if not flags.etcd.endpoints:
         return None
     if flags.join is not None:
         raise ConfigError("etcd says who leads; leave join out")
-    return EtcdSettings(flags.etcd, insecure=flags.insecure >= INSECURE_TIMES)
+    return flags.etcd
 
 
 def _presenter(setup: NodeSetup) -> Presenter:

@@ -15,7 +15,7 @@ CHART = ROOT / "deploy" / "helm" / "flexpipe"
 KUBERNETES_VERSION = "1.34"
 TEMPLATE_LIBRARIES = Path("/usr/share/gocode")
 NEEDED = {
-    "etcd": {"endpoints": ["http://etcd:2379"]},
+    "etcd": {"endpoints": ["https://etcd:2379"]},
     "keys": {"existingSecret": "secret", "allowedConfigMap": "nodes"},
 }
 MISSING = shutil.which("go") is None or not (TEMPLATE_LIBRARIES / "src/github.com/Masterminds/sprig").is_dir()
@@ -51,6 +51,7 @@ def documents(rendered):
 
 
 EVERYTHING = NEEDED | {
+    "etcd": {"endpoints": ["https://etcd:2379"], "tlsSecret": "etcd", "clientCertificate": True},
     "apiKeys": {"existingSecret": "api"},
     "modelCache": {"hostPath": "/var/lib/models"},
     "resources": {"limits": {"nvidia.com/gpu": 1, "memory": "64Gi"}},
@@ -107,7 +108,7 @@ def test_a_network_policy_lets_node_links_to_our_own_pods_only(render):
 
 @pytest.mark.parametrize(
     ("values", "sentence"),
-    [({}, "etcd.endpoints is empty"), ({"etcd": {"endpoints": ["http://etcd:2379"]}}, "flexpipe keys init")],
+    [({}, "etcd.endpoints is empty"), ({"etcd": {"endpoints": ["https://etcd:2379"]}}, "flexpipe keys init")],
 )
 def test_what_is_missing_is_said_by_name(render, values, sentence):
     rendered = render(values)
@@ -116,7 +117,7 @@ def test_what_is_missing_is_said_by_name(render, values, sentence):
 
 
 def test_every_flag_that_pods_pass_is_one_of_the_daemons(render):
-    args = documents(render(NEEDED))["DaemonSet"]["spec"]["template"]["spec"]["containers"][0]["args"]
+    args = documents(render(EVERYTHING))["DaemonSet"]["spec"]["template"]["spec"]["containers"][0]["args"]
     flags = {argument.partition("=")[0] for argument in args if argument.startswith("--")}
     command = [sys.executable, "-m", "flexpipe.cli", "daemon", "--help"]
     known = subprocess.run(command, capture_output=True, text=True, check=True).stdout
