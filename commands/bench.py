@@ -115,7 +115,7 @@ def encryption_command(rounds: int, mib: int, *, as_json: bool) -> int:
     if as_json:
         print(json.dumps({"hop_us": figures.hop_us, "pages_gb_s": figures.pages_gb_s}, indent=2))
         return 0
-    rows = [("over tcp on this host", *encryption.KINDS)]
+    rows: list[tuple[str, ...]] = [("over tcp on this host", *encryption.KINDS)]
     for hop_bytes in encryption.HOP_BYTES:
         times = ((kind, figures.hop_us[kind][hop_bytes]) for kind in encryption.KINDS)
         cells = (f"{us:.0f} us ({figures.hop_ratio(kind, hop_bytes):.2f}x)" for kind, us in times)

@@ -43,7 +43,7 @@ def daemon(
         flexpipe daemon smollm2 --name n1 --bind tcp://127.0.0.1:7700 --stages 2 --nodes 2
         flexpipe daemon smollm2 --name n2 --bind tcp://127.0.0.1:7701 --join tcp://127.0.0.1:7700 --ports 7910-8009 --port 8001
 
-    All of this may also stand in the file of --config, with the same names. Each node needs the same model.
+    All of this but the model may also stand in the file of --config, with the same names. Each node needs the same model.
 
     Args:
         model: A known name (smollm2), a Hugging Face folder, a .gguf file, or a hub id (owner/name).
