@@ -27,13 +27,11 @@ PLACES = (b'"worker_opened"', b'"worker_loading"')
 CROSSINGS = (b'"worker_loaded"', b'"worker_switched"', b'"worker_released"', b'"cut_sent"', b'"change_phase"')
 """Events that come in pairs at two processes: wanted however old they are where there are several clocks."""
 
+_WHO = rb'^\{"time_s": ([\d.]+), "process": "([^"]+)", "pid": \d+,(?: "node": "[^"]*",)? "replica": (\d+),(?: "node": "[^"]*",)? '
 _STEP = re.compile(
-    rb'"process": "([^"]+)",.* "replica": (\d+), "epoch": (\d+), "step": (\d+), "tokens": (\d+), "compute_s": ([\d.e-]+), '
-    rb'"event": "stage_step"\}$'
+    _WHO + rb'"epoch": (\d+), "step": \d+, "tokens": \d+, "compute_s": ([\d.e-]+), "event": "stage_step"\}$'
 )
-_SENT = re.compile(
-    rb'^\{"time_s": ([\d.]+),.*"epoch": (\d+), "step": (\d+), "rows": (\d+), "tokens": (\d+), "event": "step_sent"\}$'
-)
+_SENT = re.compile(_WHO + rb'"epoch": \d+, "step": \d+, "rows": (\d+), "tokens": (\d+), "event": "step_sent"\}$')
 _TIME = re.compile(rb'^\{"time_s": ([\d.]+)[,}]')
 _GAP = re.compile(rb'"gap_s": ([\d.]+)')
 _NAME = re.compile(rb'"event": "(\w+)"')
@@ -57,9 +55,7 @@ class PromptStep:
     """A step that had more tokens than rows: somebody's prompt."""
 
     time_s: float
-    step: int
     tokens: int
-    rows: int
 
 
 @dataclass(slots=True)
@@ -89,6 +85,7 @@ class Gathering:
         self._folders = folders
         self._lines = lines
         self._begin_s = subject.begin_s - BEFORE_S
+        self._steps_end_s = float("inf") if subject.is_open else subject.end_s
         self._end_s = float("inf") if subject.is_open else subject.end_s + AFTER_S
         self._numbers = {b'"request": %d,' % leg.number for leg in subject.legs}
         self._replicas = {leg.replica for leg in subject.legs} or {subject.replica}
@@ -122,16 +119,18 @@ class Gathering:
                 self._other(line, block)
 
     def _step(self, line: bytes, block: Block) -> None:
-        time, match = _TIME.match(line), _STEP.search(line)
-        if time is None or match is None:
-            self._lines.looks_whole(line.removesuffix(b"}"))  # it has a step's end, and not its beginning
+        match = _STEP.match(line)
+        if match is None:
+            self._lines.tear()
             return
-        end_s = self._end_s if self._subject.is_open else self._subject.end_s
-        if not self._subject.begin_s <= float(time[1]) <= end_s or int(match[2]) not in self._replicas:
+        time_s, process, replica, epoch, compute_s = match.groups()
+        if not self._subject.begin_s <= float(time_s) <= self._steps_end_s or int(replica) not in self._replicas:
             return
-        key = (block.file.clock, match[1].decode(), int(match[2]), int(match[3]))
-        work = self.evidence.work.setdefault(key, StageWork())
-        seconds = float(match[6])
+        key = (block.file.clock, process.decode(), int(replica), int(epoch))
+        work = self.evidence.work.get(key)
+        if work is None:
+            work = self.evidence.work[key] = StageWork()
+        seconds = float(compute_s)
         work.steps += 1
         work.compute_s += seconds
         work.longest_s = max(work.longest_s, seconds)
@@ -139,12 +138,13 @@ class Gathering:
     def _sent(self, line: bytes) -> None:
         match = _SENT.match(line)
         if match is None:
-            self._lines.looks_whole(line.removesuffix(b"}"))
+            self._lines.tear()
             return
         rows, tokens = int(match[4]), int(match[5])
-        in_time = self._begin_s <= float(match[1]) <= self._end_s
-        if tokens > rows and in_time and len(self.evidence.prompts) < PROMPT_STEPS_MAX:
-            self.evidence.prompts.append(PromptStep(float(match[1]), int(match[3]), tokens, rows))
+        if tokens == rows or int(match[3]) not in self._replicas or len(self.evidence.prompts) >= PROMPT_STEPS_MAX:
+            return
+        if self._begin_s <= (time_s := float(match[1])) <= self._end_s:
+            self.evidence.prompts.append(PromptStep(time_s, tokens))
 
     def _other(self, line: bytes, block: Block) -> None:
         if not self._lines.looks_whole(line):

@@ -86,6 +86,7 @@ class LogFolders:
 
     def blocks(self) -> Iterator[Block]:
         """All of it. The last line of a file counts even where it was cut off. Raises `ConfigError` where a file cannot be read."""
+        self.overlong = 0  # a story reads more than once
         for file in self.files:
             try:
                 yield from self._blocks_of(file)

@@ -55,6 +55,10 @@ class LogLines:
             self.skipped["torn" if line.startswith(b"{") or line.endswith(_END) else "foreign"] += 1
         return False
 
+    def tear(self) -> None:
+        """Count a line that has an end of ours and not the beginning."""
+        self.skipped["torn"] += 1
+
     def record(self, line: bytes, file: LogFile) -> Record | None:
         """The event; None, counted, where the line is none or was there already."""
         if not self.looks_whole(line):

@@ -136,20 +136,19 @@ def _trace_of(record: Record) -> str:
 
 
 def _change(folders: LogFolders, lines: LogLines, epoch: int) -> Subject:
-    return _latest(
-        [r for r in _records(folders, lines, b'"epoch": %d,' % epoch) if _is_of_change(r)], f"of epoch {epoch}"
-    )
+    return _latest([r for r in _of_changes(folders, lines) if r.fields["epoch"] == epoch], f"to epoch {epoch}")
 
 
 def _last_change(folders: LogFolders, lines: LogLines) -> Subject:
-    records = [r for name in (b'"change_phase"', b'"change_ended"') for r in _records(folders, lines, name)]
+    records = _of_changes(folders, lines)
     asked = {_change_key(r) for r in records if r.fields.get("strategy", "start") not in _OF_CHANGES}
-    chosen = [r for r in records if _change_key(r) in asked] or records
-    return _latest([r for r in chosen if _is_of_change(r)], "at all")
+    return _latest([r for r in records if _change_key(r) in asked] or records, "at all")
 
 
-def _is_of_change(record: Record) -> bool:
-    return record.event in ("change_phase", "change_ended") and isinstance(record.fields.get("epoch"), int)
+def _of_changes(folders: LogFolders, lines: LogLines) -> list[Record]:
+    """What coordinators say of changes. Not found by the epoch: every step says that."""
+    found = [r for name in (b'"change_phase"', b'"change_ended"') for r in _records(folders, lines, name)]
+    return [r for r in found if isinstance(r.fields.get("epoch"), int)]
 
 
 def _change_key(record: Record) -> tuple[object, ...]:
