@@ -51,6 +51,10 @@ class Change:
             for (begin_s, phase), end_s in zip(self.phases, ends, strict=True)
         ]
 
+    def serves_at(self, time_s: float) -> bool:
+        """Whether its epoch served by then."""
+        return any(phase == "switch" and begin_s <= time_s for begin_s, phase in self.phases)
+
     def phase_at(self, time_s: float) -> str:
         """Its phase then, "" where it was not under way."""
         if time_s > self.end_s:
@@ -86,7 +90,7 @@ class Happenings:
         """Those of one replica."""
         records = [record for record in evidence.records if record.replica == replica]
         changes = _changes(records)
-        return cls(changes, _deaths(records, evidence), _outages(records))
+        return cls(changes, _deaths(records, evidence, changes), _outages(records))
 
     def death_before(self, time_s: float, within_s: float) -> Death | None:
         """The first death among those that led to what was seen at ``time_s``."""
@@ -115,7 +119,7 @@ def _changes(records: Sequence[Record]) -> list[Change]:
     return list(found.values())
 
 
-def _deaths(records: Sequence[Record], evidence: Evidence) -> list[Death]:
+def _deaths(records: Sequence[Record], evidence: Evidence, changes: Sequence[Change]) -> list[Death]:
     lost: dict[int, float] = {}
     failed: dict[str, str] = {}
     retired: set[object] = set()
@@ -133,7 +137,8 @@ def _deaths(records: Sequence[Record], evidence: Evidence) -> list[Death]:
                 continue
             time_s = min(record.time_s, lost.get(worker, record.time_s))
             how = _how(int(record.fields["code"]), failed.get(f"worker-{worker}", ""))
-            found.append(Death(time_s, worker, how, stage_of(evidence, record.replica, worker, time_s)))
+            unborn = frozenset(change.epoch for change in changes if not change.serves_at(time_s))
+            found.append(Death(time_s, worker, how, stage_of(evidence, record.replica, worker, time_s, unborn)))
     return sorted(found, key=lambda death: death.time_s)
 
 
@@ -148,20 +153,27 @@ def _how(code: int, failure: str) -> str:
     return f"ended with exit code {code}"
 
 
-def stage_of(evidence: Evidence, replica: int, worker: int, time_s: float) -> str:
-    """Which stage the worker was at that time, as "stage 1 (worker 3 on cpu:1)"."""
+def stage_of(evidence: Evidence, replica: int, worker: int, time_s: float, unborn: frozenset[int] = frozenset()) -> str:
+    """Which stage the worker was at that time, as "stage 1 (worker 3 on cpu:1)".
+
+    That of an epoch in the making (one of ``unborn``) where it had no other.
+    """
     of_it = [
         record
         for (_, process, its_replica, _), record in evidence.places.items()
-        if process == f"worker-{worker}" and its_replica == replica and record.time_s <= time_s
+        if process == f"worker-{worker}" and its_replica == replica and record.time_s <= time_s and _stage(record) >= 0
     ]
-    latest = max(of_it, key=lambda record: record.time_s, default=None)
+    serving = [record for record in of_it if record.fields.get("epoch") not in unborn]
+    latest = max(serving or of_it, key=lambda record: record.time_s, default=None)
     if latest is None:
         return f"worker {worker}"
     device = latest.fields.get("device")
-    where = f"worker {worker} on {device}" if device else f"worker {worker}"
-    stage = latest.fields.get("stage", -1)
-    return f"stage {stage} ({where})" if isinstance(stage, int) and stage >= 0 else f"worker {worker}"
+    return f"stage {_stage(latest)} (worker {worker}{f' on {device}' if device else ''})"
+
+
+def _stage(record: Record) -> int:
+    stage = record.fields.get("stage", -1)
+    return stage if isinstance(stage, int) else -1
 
 
 def _outages(records: Sequence[Record]) -> list[tuple[float, float, str]]:

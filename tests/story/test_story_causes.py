@@ -155,3 +155,18 @@ def test_the_last_refactoring_is_none_that_nobody_asked_for(daemon, tmp_path):
         daemon.at(epoch, "change_phase", epoch=epoch, strategy=strategy, phase="plan")
         daemon.at(epoch + 0.5, "change_ended", epoch=epoch, outcome="done", sentence="")
     assert "to epoch 2 of replica 0: done after 0.50 s" in told(daemon, tmp_path, "last-refactor").title
+
+
+@pytest.mark.parametrize(("switched_s", "stage"), [(1.7, 2), (2.3, 0)])
+def test_a_worker_that_died_is_called_by_the_stage_that_it_was(daemon, tmp_path, switched_s, stage):
+    worker = Writer("worker-5", pid=9)
+    worker.at(0.5, "worker_loading", epoch=1, stage=0, first_atom=0, end_atom=4, device="cuda:0")
+    worker.at(1.5, "worker_loading", epoch=2, stage=2, first_atom=4, end_atom=8, device="cuda:0")
+    worker.at(1.6, "worker_opened", epoch=3, stage=-1, kv_blocks=1, transfers=1)
+    worker.save(tmp_path / "worker-5.jsonl")
+    dead = (2.0, "worker_exited", {"worker": 5, "code": -9})
+    switch = (switched_s, "change_phase", {"epoch": 2, "strategy": "precopy", "phase": "switch"})
+    request(daemon, TRACE, between=sorted([dead, switch], key=lambda event: event[0]))
+    assert [m.says for m in told(daemon, tmp_path).moments] == [
+        f"stage {stage} (worker 5 on cuda:0) was killed (SIGKILL)"
+    ]
