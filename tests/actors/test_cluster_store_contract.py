@@ -257,6 +257,21 @@ async def test_a_record_that_cannot_follow_is_refused_and_changes_nothing(stores
         await claim.resign()
 
 
+async def test_two_tasks_that_write_one_journal_do_not_overwrite_each_other(stores):
+    async with stores() as (one, _):
+        claim = await one.claim(N1)
+        async with claim.journal("smollm2") as here, claim.journal("smollm2") as there:
+            assert await here.read() == await there.read() == fold([])
+            await there.write(planned(2))
+            with pytest.raises(JournalError, match="epoch 1 cannot be planned after epoch 2"):
+                await here.write(planned(1))
+            await here.write(planned(3))
+            with pytest.raises(JournalError, match="epoch 2 cannot be committed"):
+                await there.write(JournalRecord("commit", 2))
+            assert await there.read() == fold([planned(2), planned(3)])
+        await claim.resign()
+
+
 @pytest.mark.parametrize("name", ["", "../leader", "a/b", "Ä", "x" * 64])
 async def test_a_pipeline_whose_name_can_be_no_key_is_refused(stores, name):
     async with stores() as (one, _):

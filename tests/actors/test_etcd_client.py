@@ -16,6 +16,7 @@ from flexpipe.actors.cluster import etcd_client
 from flexpipe.actors.cluster.cluster_store import (
     AlreadyLedError,
     Candidate,
+    LeadershipLostError,
     StoreRefusedError,
     StoreUnavailableError,
     check_name,
@@ -113,8 +114,7 @@ async def test_a_claim_whose_answer_is_lost_is_found_to_be_ones_own_at_the_next_
 async def test_a_claim_whose_only_answer_was_lost_when_it_was_made_anew_is_ones_own(etcd):
     async with proxied(etcd) as proxy, EtcdStore.open(EtcdSettings((proxy.endpoint,)), "lost-reclaim") as store:
         claim = await store.claim(N1)
-        lease = json.dumps({"ID": str(claim._lease)}).encode()
-        etcd.ask("lease/revoke", lease)
+        revoke(etcd, claim)
         proxy.lose, proxy.losses = b"/v3/kv/txn", 1
         with pytest.raises(StoreUnavailableError):
             await claim.reclaim()
@@ -123,6 +123,45 @@ async def test_a_claim_whose_only_answer_was_lost_when_it_was_made_anew_is_ones_
         async with claim.journal("p") as journal:
             await journal.write(planned(1))
         await claim.resign()
+
+
+def revoke(etcd, claim):
+    """Let the lease run out, at once."""
+    etcd.ask("lease/revoke", json.dumps({"ID": str(claim._lease)}).encode())
+
+
+async def test_a_claim_that_lapsed_is_not_made_anew_once_somebody_else_led(etcd):
+    async with EtcdStore.open(EtcdSettings((etcd.endpoint,)), "lapsed") as store:
+        first = await store.claim(N1)
+        revoke(etcd, first)
+        second = await store.claim(Candidate("n2", "tcp://n2@127.0.0.1:2"))
+        await second.resign()  # nobody leads now, but somebody did
+        with pytest.raises(LeadershipLostError, match="ran out"):
+            await first.keep_alive()
+        with pytest.raises(LeadershipLostError, match="somebody else led since"):
+            await first.reclaim()
+        async with first.journal("p") as journal:
+            with pytest.raises(JournalError, match="n1 does not lead in term"):
+                await journal.write(planned(1))
+
+
+async def test_a_record_that_is_written_again_writes_nothing(etcd):
+    async with EtcdStore.open(EtcdSettings((etcd.endpoint,)), "again") as store:
+        claim = await store.claim(N1)
+        async with claim.journal("p") as journal:
+            await journal.write(planned(1))
+            await journal.write(JournalRecord("aborted", 1))
+            before = written_last(etcd, b"/flexpipe/again/journal/p/head")
+            await journal.write(JournalRecord("aborted", 1))
+            await journal.write(planned(1))
+            assert written_last(etcd, b"/flexpipe/again/journal/p/head") == before
+        await claim.resign()
+
+
+def written_last(member, key):
+    """The revision at which ``key`` was."""
+    (found,) = member.ask("kv/range", json.dumps({"key": base64.b64encode(key).decode()}).encode())["kvs"]
+    return found["mod_revision"]
 
 
 async def test_records_of_old_epochs_are_dropped_and_no_state_with_them(etcd, monkeypatch):
