@@ -149,7 +149,7 @@ async def test_a_leader_whose_part_of_etcd_hangs_is_followed_and_commits_nothing
         assert not first.is_on_duty
         await second.journal.write(JournalRecord("aborted", 1))
         assert (await second.journal.read()).committed is None
-        assert first.leadership.watch.leader.name == "n1"
+        await until(lambda: first.leadership.watch.leader.name == "n1")
 
 
 async def test_a_leader_that_was_suspended_itself_goes_on_in_its_term_where_nobody_led_since(etcd):

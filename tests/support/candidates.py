@@ -6,6 +6,7 @@ import json
 import trio
 from flexpipe.actors.cluster.cluster_store import Candidate
 from flexpipe.actors.cluster.leadership import Leadership
+from flexpipe.actors.cluster.leadership_machine import LEADS
 from flexpipe.actors.event_log import EventLog
 from flexpipe.actors.journal import JournalError, JournalRecord
 from flexpipe.actors.route import Route, StagePlacement
@@ -57,9 +58,9 @@ class Deputy:
 
     async def _lead(self, claim):
         self.claims.append(claim)
-        self.is_on_duty = True
         try:
             async with claim.journal(PIPELINE) as self.journal:
+                self.is_on_duty = True
                 while True:
                     await trio.sleep(TICK_S)
                     self.ticks += 1
@@ -67,7 +68,8 @@ class Deputy:
             self.is_on_duty = False
 
     async def until(self, *states, seconds=20.0):
-        await until(lambda: self.state in states, seconds)
+        """Wait for one of these states; for leading until the duties have begun, too."""
+        await until(lambda: self.state in states and (self.is_on_duty or self.state not in LEADS), seconds)
 
     async def tick(self, count, seconds=20.0):
         """Wait for so many ticks of the duties more."""
@@ -80,9 +82,9 @@ class Scribe(Deputy):
 
     async def _lead(self, claim):
         self.claims.append(claim)
-        self.is_on_duty = True
         try:
             async with claim.journal(PIPELINE) as self.journal:
+                self.is_on_duty = True
                 while True:
                     await trio.sleep(TICK_S)
                     self.ticks += 1

@@ -39,6 +39,7 @@ class EtcdMember:
     def start(self):
         """Begin to start; `wait_healthy` waits."""
         command = [
+            *("setpriv", "--pdeathsig", "KILL"),  # it ends with a test run that is killed
             *("etcd", "--name", self.name, "--data-dir", str(self._folder / self.name), "--logger", "zap"),
             *("--listen-client-urls", self.endpoint, "--advertise-client-urls", self.endpoint),
             *("--listen-peer-urls", self._peer, "--initial-advertise-peer-urls", self._peer),
