@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gc
 import os
-import signal
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from .preparation import PreparedModel
 from .refactor_planning import RefactorPlanner
 from .replica_factory import HostSite, first_stages, host_replicas
 from .served_model import ServedModel, serve_gateway
+from .stop_signals import stop_on_signals
 from .transport.zmq_link import ZmqTransport
 from .warm_folder import warm_folder
 from .worker_launcher import ForkLauncher, Workplace
@@ -79,7 +79,7 @@ class _Daemon:
         """Live until told to stop; the reason, "" where it was a signal."""
         served = self._served
         async with trio.open_nursery() as nursery:
-            await nursery.start(self._watch_signals, nursery.cancel_scope)
+            await nursery.start(stop_on_signals, self._stop, nursery.cancel_scope)
             addresses: list[str] = await nursery.start(self._serve_http)
             server = Server(
                 served.replicas, f"http://{addresses[0]}", self._log_folder, self._stop.set, self._has_ended
@@ -99,16 +99,6 @@ class _Daemon:
 
     def _has_ended(self) -> bool:
         return self._stop.is_set() or self._served.replicas.finish is not None
-
-    async def _watch_signals(
-        self, scope: trio.CancelScope, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-    ) -> None:
-        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-            task_status.started()
-            async for _ in signals:
-                if self._stop.is_set():
-                    scope.cancel()
-                self._stop.set()
 
     async def _serve_http(self, *, task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED) -> None:
         served = self._served

@@ -21,7 +21,7 @@ from .actors.cluster.nodes import Nodes
 from .actors.cluster.nodes_machine import NodesMachine
 from .actors.cluster.remote_workers import WORKER_PURPOSE, WorkerDoors
 from .actors.cluster.token_messages import GATEWAY_PURPOSE
-from .actors.cluster.token_server import Leadership, TokenServer, TokenServerLimits
+from .actors.cluster.token_server import LeaderIdentity, TokenServer, TokenServerLimits
 from .actors.cluster.usher import Usher
 from .actors.config import parse_size
 from .actors.event_log import EventLog, LogStream
@@ -96,7 +96,7 @@ class Leader:
                 model.program.vocabulary_size,
                 NodeControl(self._nodes, record.name, self._served.replicas.devices),
             ),
-            Leadership(record.name, record.term, model.files.digest),
+            LeaderIdentity(record.name, record.term, model.files.digest),
             ground.log,
             higher_term=higher_term,
             limits=TokenServerLimits(queue_requests_max=serve.queue),

@@ -7,7 +7,6 @@ imported here.
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -20,8 +19,9 @@ from .actors.cluster.cluster_store import Candidate, Claim, ClusterStore, Cluste
 from .actors.cluster.etcd_client import EtcdSettings
 from .actors.cluster.etcd_store import EtcdStore
 from .actors.cluster.leader_line import GatewayIdentity, LeaderLine
+from .actors.cluster.leader_source import FixedLeader, LeaderSource
 from .actors.cluster.leadership import Leadership
-from .actors.cluster.node_agent import FixedLeader, LeaderSource, NodeAgent
+from .actors.cluster.node_agent import NodeAgent
 from .actors.cluster.node_config import ClusterConfig, NodeOptions
 from .actors.cluster.node_messages import LISTENER_LIMITS, LaunchWorker, NodeDevice, NodeFacts, NodeReport
 from .actors.cluster.remote_control import RemoteDecisions, RemoteNodes, RemoteRefactorer
@@ -39,6 +39,7 @@ from .leader import Ground, Leader
 from .preparation import ModelOnDisk
 from .replica_factory import host_memory_bytes
 from .served_model import serve_gateway
+from .stop_signals import stop_on_signals
 from .transport.address import AddressError
 from .transport.key_ring import KeyRing
 from .transport.refusal import Refusal
@@ -174,7 +175,7 @@ class _NodeDaemon:
         """Live until told to stop, or let go."""
         ground, options = self._ground, self._setup.options
         async with trio.open_nursery() as nursery:
-            await nursery.start(self._watch_signals, nursery.cancel_scope)
+            await nursery.start(stop_on_signals, self._stop, nursery.cancel_scope)
             await nursery.start(self._line.run)
             url = ""
             if self._setup.has_gateway:
@@ -199,18 +200,14 @@ class _NodeDaemon:
         """Once told to stop: end what depends on others first."""
         await self._stop.wait()
         await self._gateway_ended.wait()
-        if self._leader is not None and self._setup.etcd is None:
-            self._leader.stop()  # nobody else can lead: let what is under way end
-            await self._leadership_ended.wait()
-            self._agent.stop()
+        leader = self._leader
+        if leader is not None and self._setup.etcd is None:
+            leader.stop()  # nobody else can lead: let what is under way end
         elif self._leadership is not None:
-            leads = self._leader is not None
             self._leadership.stop("its daemon was told to stop")
-            await self._leadership_ended.wait()
-            if leads:
-                self._agent.stop()
-            else:
-                self._agent.ask_to_leave("its daemon was told to stop")
+        await self._leadership_ended.wait()
+        if leader is not None:
+            self._agent.stop()
         else:
             self._agent.ask_to_leave("its daemon was told to stop")
 
@@ -253,16 +250,6 @@ class _NodeDaemon:
             )
             task_status.started(f"http://{addresses[0]}")
         self._gateway_ended.set()
-
-    async def _watch_signals(
-        self, scope: trio.CancelScope, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-    ) -> None:
-        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-            task_status.started()
-            async for _ in signals:
-                if self._stop.is_set():
-                    scope.cancel()
-                self._stop.set()
 
     def _vitals(self) -> NodeReport:
         warm_bytes = sum(file.stat().st_size for file in self._warm.iterdir()) if self._warm is not None else 0

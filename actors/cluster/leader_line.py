@@ -28,7 +28,7 @@ from .leader_line_machine import (
     WelcomeCame,
 )
 from .leader_session import LeaderSession
-from .node_agent import LeaderAt, LeaderSource
+from .leader_source import LeaderAt, LeaderSource
 from .token_messages import (
     FROM_GATEWAY,
     GATEWAY_LIMITS,

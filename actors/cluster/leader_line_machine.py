@@ -19,7 +19,7 @@ import enum
 from dataclasses import dataclass
 
 from ..transitions import Transitions
-from .node_agent import LeaderAt
+from .leader_source import LeaderAt
 
 
 class LineState(enum.Enum):

@@ -12,7 +12,7 @@ import trio
 from ..event_log import EventLog
 from .cluster_store import ClusterStore, LeaderRecord, StoreRefusedError, StoreUnavailableError
 from .leader_cell import LeaderCell
-from .node_agent import LeaderAt
+from .leader_source import LeaderAt
 
 RETRY_S = 0.2
 """From a watch that ended to the next."""

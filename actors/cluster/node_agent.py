@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Protocol
 
 import trio
@@ -16,6 +15,7 @@ import trio
 from ...transport.interface import Link, Transport, TransportError
 from ..event_log import EventLog
 from ..worker_pool import WorkerProcess
+from .leader_source import LeaderAt, LeaderSource
 from .node_agent_machine import (
     AgentLimits,
     AgentState,
@@ -58,37 +58,6 @@ GREET_S_MAX = 3.0
 DEFAULT_AGENT_LIMITS = AgentLimits()
 OUTGOING_MESSAGES_MAX = 1024
 """Messages that may wait for the leader. More mean that it does not read: it is as good as lost."""
-
-
-@dataclass(frozen=True, slots=True)
-class LeaderAt:
-    """Who leads, where, and in which term; term 0 where only the address is known."""
-
-    address: str
-    term: int = 0
-
-
-class LeaderSource(Protocol):
-    """Knows who leads."""
-
-    async def next_leader(self, known: LeaderAt | None) -> LeaderAt:
-        """Wait for a leader other than ``known``."""
-        ...
-
-
-class FixedLeader:
-    """The `LeaderSource` of a cluster whose leader was named to each node."""
-
-    def __init__(self, address: str) -> None:
-        self._leader = LeaderAt(address)
-
-    async def next_leader(self, known: LeaderAt | None) -> LeaderAt:
-        """See `LeaderSource.next_leader`."""
-        if known is None:
-            await trio.lowlevel.checkpoint()
-            return self._leader
-        await trio.sleep_forever()
-        raise AssertionError
 
 
 class WorkerStarter(Protocol):

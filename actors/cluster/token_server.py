@@ -40,7 +40,7 @@ class TokenServerLimits:
 
 
 @dataclass(frozen=True, slots=True)
-class Leadership:
+class LeaderIdentity:
     """Who leads: node ``leader``, in ``term``; it serves the model whose digest is ``model``."""
 
     leader: str
@@ -57,7 +57,7 @@ class TokenServer:
     def __init__(
         self,
         services: LeaderServices,
-        leadership: Leadership,
+        leadership: LeaderIdentity,
         log: EventLog,
         *,
         higher_term: Callable[[int], None],

@@ -18,7 +18,7 @@ from flexpipe.actors.cluster.leader_line_machine import (
     TimerFired,
     WelcomeCame,
 )
-from flexpipe.actors.cluster.node_agent import LeaderAt
+from flexpipe.actors.cluster.leader_source import LeaderAt
 from flexpipe.actors.transitions import IllegalTransitionError
 
 LIMITS = LineLimits(retry_s=0.1, refused_retry_s=1.0)

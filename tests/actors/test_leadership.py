@@ -6,10 +6,10 @@ import pytest
 import trio
 from candidates import Deputy, Scribe, commit, planned, until
 from flexpipe.actors.cluster.cluster_store import StoreRefusedError
+from flexpipe.actors.cluster.leader_source import LeaderAt
 from flexpipe.actors.cluster.leader_watch import LeaderWatch
 from flexpipe.actors.cluster.leadership import NotLeadingError
 from flexpipe.actors.cluster.leadership_machine import Deed, LeadershipState
-from flexpipe.actors.cluster.node_agent import LeaderAt
 from flexpipe.actors.journal import JournalError, JournalRecord, fold
 from flexpipe.sim.memory_store import MemoryStore, MemoryStoreServer, StoreFaults
 from flexpipe.sim.virtual_time import run_virtual

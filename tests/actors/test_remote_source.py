@@ -1,6 +1,7 @@
 """Gateways and leaders that come and go, in virtual time: every stream token by token what the model alone would have said."""
 
 import random
+from contextlib import asynccontextmanager
 
 import msgspec
 import pytest
@@ -38,6 +39,15 @@ VARIED = SamplingParams(
 )
 WINDY = Weather(0.001, 0.02, loss_probability=0.02)
 DETECT_S = GATEWAY_LIMITS.silence_s_max
+
+
+@asynccontextmanager
+async def led(*args, **options):
+    """A cluster with one gateway, which is attached to the leader of term 1."""
+    async with cluster(*args, **options) as made:
+        gateway, first = await made.gateway(), await made.lead(1)
+        await made.attached(gateway, 1)
+        yield made, gateway, first
 
 
 def prompt_of(index):
@@ -100,9 +110,7 @@ def held(leader):
 
 
 async def test_streams_go_on_at_the_next_leader_with_the_tokens_they_have(autojump_clock):
-    async with cluster() as made:
-        gateway, first = await made.gateway(), await made.lead(1)
-        await made.attached(gateway, 1)
+    async with led() as (made, gateway, first):
         async with trio.open_nursery() as nursery:
             streams = Streams(gateway, nursery)
             await streams.start(4)
@@ -157,9 +165,7 @@ async def test_a_leader_that_was_out_of_reach_for_a_moment_is_asked_again(autoju
 
 
 async def test_a_leader_that_hangs_is_left_for_the_next_one_at_once(autojump_clock):
-    async with cluster(weather=WINDY) as made:
-        gateway, first = await made.gateway(), await made.lead(1)
-        await made.attached(gateway, 1)
+    async with led(weather=WINDY) as (made, gateway, first):
         async with trio.open_nursery() as nursery:
             streams = Streams(gateway, nursery)
             await streams.start(3)
@@ -175,9 +181,7 @@ async def test_a_leader_that_hangs_is_left_for_the_next_one_at_once(autojump_clo
 
 
 async def test_a_leader_that_does_not_know_that_it_is_over_delivers_nothing_more(autojump_clock):
-    async with cluster() as made:
-        gateway, first = await made.gateway(), await made.lead(1)
-        await made.attached(gateway, 1)
+    async with led() as (made, gateway, first):
         async with trio.open_nursery() as nursery:
             streams = Streams(gateway, nursery)
             await streams.start(2)
@@ -191,9 +195,7 @@ async def test_a_leader_that_does_not_know_that_it_is_over_delivers_nothing_more
 
 
 async def test_a_leader_that_steps_down_lets_go_of_its_gateways_at_once(autojump_clock):
-    async with cluster() as made:
-        gateway, first = await made.gateway(), await made.lead(1)
-        await made.attached(gateway, 1)
+    async with led() as (made, gateway, first):
         async with trio.open_nursery() as nursery:
             streams = Streams(gateway, nursery)
             await streams.start(2)
@@ -212,9 +214,7 @@ async def test_a_leader_that_steps_down_lets_go_of_its_gateways_at_once(autojump
 
 
 async def test_requests_that_a_stopping_leader_gives_up_go_on_at_the_next(autojump_clock):
-    async with cluster() as made:
-        gateway, first = await made.gateway(), await made.lead(1)
-        await made.attached(gateway, 1)
+    async with led() as (made, gateway, first):
         async with trio.open_nursery() as nursery:
             streams = Streams(gateway, nursery)
             await streams.start(2)
@@ -226,9 +226,7 @@ async def test_requests_that_a_stopping_leader_gives_up_go_on_at_the_next(autoju
 
 
 async def test_a_request_that_was_not_answered_when_its_leader_died_is_taken_by_the_next(autojump_clock):
-    async with cluster(weather=Weather(0.05, 0.1)) as made:
-        gateway, first = await made.gateway(), await made.lead(1)
-        await made.attached(gateway, 1)
+    async with led(weather=Weather(0.05, 0.1)) as (made, gateway, first):
         async with trio.open_nursery() as nursery:
             streams = Streams(gateway, nursery)
             nursery.start_soon(streams.start, 1)
@@ -240,9 +238,7 @@ async def test_a_request_that_was_not_answered_when_its_leader_died_is_taken_by_
 
 
 async def test_tokens_that_came_before_the_loss_are_delivered_first(autojump_clock):
-    async with cluster() as made:
-        gateway, first = await made.gateway(), await made.lead(1)
-        await made.attached(gateway, 1)
+    async with led() as (made, gateway, first):
         async with gateway.source.open(request_of(count=12)) as events:
             await made.until(lambda: held(first) == 0)  # all were made, none was read
             await trio.sleep(1)
@@ -304,9 +300,7 @@ async def test_streams_wait_until_the_pipeline_of_the_next_leader_is_ready(autoj
 
 async def test_a_full_queue_at_the_next_leader_refuses_nobody_who_was_accepted(autojump_clock):
     limits = SchedulerLimits(queue_requests_max=1, running_requests_max=2)
-    async with cluster() as made:
-        gateway, first = await made.gateway(), await made.lead(1)
-        await made.attached(gateway, 1)
+    async with led() as (made, gateway, first):
         async with trio.open_nursery() as nursery:
             streams = Streams(gateway, nursery)
             await streams.start(6)

@@ -64,8 +64,12 @@ class Deputy:
                 while True:
                     await trio.sleep(TICK_S)
                     self.ticks += 1
+                    await self._decide(claim.record.term)
         finally:
             self.is_on_duty = False
+
+    async def _decide(self, term):
+        """What it does at each tick: nothing."""
 
     async def until(self, *states, seconds=20.0):
         """Wait for one of these states; for leading until the duties have begun, too."""
@@ -79,18 +83,6 @@ class Deputy:
 
 class Scribe(Deputy):
     """A candidate that decides epochs for as long as it leads, each under the name and term of who did."""
-
-    async def _lead(self, claim):
-        self.claims.append(claim)
-        try:
-            async with claim.journal(PIPELINE) as self.journal:
-                self.is_on_duty = True
-                while True:
-                    await trio.sleep(TICK_S)
-                    self.ticks += 1
-                    await self._decide(claim.record.term)
-        finally:
-            self.is_on_duty = False
 
     async def _decide(self, term):
         try:

@@ -5,8 +5,9 @@ import json
 from contextlib import asynccontextmanager
 
 import trio
+from flexpipe.actors.cluster.leader_source import FixedLeader
 from flexpipe.actors.cluster.link_places import ClusterPlaces, PortLedger
-from flexpipe.actors.cluster.node_agent import FixedLeader, NodeAgent
+from flexpipe.actors.cluster.node_agent import NodeAgent
 from flexpipe.actors.cluster.node_agent_machine import AgentLimits
 from flexpipe.actors.cluster.node_messages import (
     LISTENER_LIMITS,

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import trio
 from flexpipe.actors.cluster.gateway_conversation import ConversationLimits, LeaderServices
 from flexpipe.actors.cluster.leader_line import GatewayIdentity, LeaderLine
-from flexpipe.actors.cluster.node_agent import LeaderAt
+from flexpipe.actors.cluster.leader_source import LeaderAt
 from flexpipe.actors.cluster.remote_control import RemoteDecisions, RemoteRefactorer
 from flexpipe.actors.cluster.remote_source import RemoteLimits, RemoteSource
 from flexpipe.actors.cluster.token_messages import GATEWAY_LIMITS, GATEWAY_PURPOSE
-from flexpipe.actors.cluster.token_server import Leadership, TokenServer, TokenServerLimits
+from flexpipe.actors.cluster.token_server import LeaderIdentity, TokenServer, TokenServerLimits
 from flexpipe.actors.cluster.usher import Usher
 from flexpipe.actors.event_log import EventLog
 from flexpipe.transport.memory import MemoryNetwork, Weather
@@ -135,7 +135,7 @@ class Cluster:
         services = LeaderServices(source, made.reshaper if made else refactorer, decisions, MODEL.vocabulary)
         server = TokenServer(
             services,
-            Leadership(name, term, MODEL_DIGEST),
+            LeaderIdentity(name, term, MODEL_DIGEST),
             log,
             higher_term=higher_terms.append,
             limits=server_limits or TokenServerLimits(),
