@@ -44,7 +44,7 @@ from .transport.address import AddressError
 from .transport.key_ring import KeyRing
 from .transport.refusal import Refusal
 from .transport.zmq_link import ZmqTransport
-from .warm_folder import warm_folder
+from .warm_folder import held_bytes, warm_folder
 from .worker_launcher import ForkLauncher, HostProcess, Workplace
 
 
@@ -252,7 +252,7 @@ class _NodeDaemon:
         self._gateway_ended.set()
 
     def _vitals(self) -> NodeReport:
-        warm_bytes = sum(file.stat().st_size for file in self._warm.iterdir()) if self._warm is not None else 0
+        warm_bytes = held_bytes(self._warm) if self._warm is not None else 0
         free_bytes = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         return NodeReport(free_bytes, warm_bytes, self._agent.workers)
 

@@ -36,6 +36,15 @@ def warm_folder(root: Path = SHARED_MEMORY) -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def held_bytes(folder: Path) -> int:
+    """How much the copy takes now. Workers rename and remove files meanwhile; those do not count."""
+    total = 0
+    for file in folder.iterdir():
+        with suppress(FileNotFoundError):
+            total += file.stat().st_size
+    return total
+
+
 def _locked_folder(root: Path, prefix: str) -> tuple[Path, TextIO]:
     """A fresh folder, and the lock on it that lasts while the file is open. Raises `OSError` where there can be none."""
     while True:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from flexpipe.warm_folder import warm_folder
+from flexpipe.warm_folder import held_bytes, warm_folder
 
 OWNER = (
     "import sys, pathlib; from flexpipe.warm_folder import warm_folder\n"
@@ -35,6 +35,12 @@ def test_a_folder_is_its_user_s_only_and_gone_afterwards(tmp_path):
         assert stat.S_IMODE(Path(folder).stat().st_mode) == 0o700
         (Path(folder) / "weights").write_bytes(b"x")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_goes_while_the_folder_is_measured_does_not_count(tmp_path):
+    (tmp_path / "weights").write_bytes(b"four")
+    (tmp_path / "another.partial").symlink_to(tmp_path / "gone")  # listed, and not there when it is looked at
+    assert held_bytes(tmp_path) == 4
 
 
 def test_a_folder_is_locked_while_its_server_lives(owner):
