@@ -9,26 +9,29 @@ from __future__ import annotations
 import os
 import signal
 import statistics
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import httpx
 import trio
 
 from ..client import AsyncClient
 from .cluster_load import ClusterLoad, LoadOutcome
 from .daemon_processes import API_KEY, Cluster, DaemonProcess, cluster, has_etcd, on_hosts
-from .namespaces import HostNetwork, host_network, missing
+from .namespaces import Host, HostNetwork, host_network, missing
 from .virtual_switch import Shape
 
 NAMES = ("n1", "n2", "n3", "n4")
 CABLE = Shape(rate_bit_s=1e9, delay_s=0.0005)
 """1 Gbit/s, and 1 ms from host to host: two cables."""
+STORE = "store"
+"""The host of etcd."""
 STAGES = 3
 HIDDEN_BYTES_PER_ROW = 576 * 4
 """A row of SmolLM2's hidden state in fp32, as it crosses from host to host."""
+LOOK_S = 0.05
+"""How often a gateway is asked whether the cluster serves: no time is known more exactly."""
 CAPACITY_S_MAX = 120.0
 """How long a cluster may take to have all stages again."""
 PROMPTS = tuple(
@@ -42,30 +45,22 @@ class UnmeasurableError(Exception):
     """This machine cannot run it; the sentence says what is missing."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Scene:
-    """The cluster and its network, as harm sees them."""
+    """A cluster that serves, as harm sees it.
+
+    ``victim`` holds a stage, process ``stage_pid``, and does not lead; the ``gateways`` of the clients are on the other two nodes.
+    """
 
     network: HostNetwork
     cluster: Cluster
-    gateways: tuple[str, str]
+    gateways: tuple[str, ...]
+    victim: DaemonProcess
+    stage_pid: int
 
-    async def holders(self) -> tuple[str, ...]:
-        """The nodes that hold stages now, in pipeline order."""
-        async with AsyncClient(self.gateways[0], api_key=API_KEY) as client:
-            status = await client.status()
-        return tuple(stage["device"].partition("/")[0] for stage in status["stages"])
-
-    async def other_holder(self) -> DaemonProcess:
-        """The daemon of a node that holds a stage, where no gateway of ours and nobody who leads lives."""
-        spared = {self.cluster.leader().place.name, *NAMES[:2]}
-        return self.cluster.daemons[next(name for name in await self.holders() if name not in spared)]
-
-    async def other_stage(self) -> int:
-        """The process of a stage on such a node."""
-        async with AsyncClient(self.gateways[0], api_key=API_KEY) as client:
-            status = await client.status()
-        return next(int(stage["pid"]) for stage in status["stages"] if not stage["device"].startswith(NAMES[:2]))
+    def host_of(self, daemon: DaemonProcess) -> Host:
+        """Where a daemon runs."""
+        return next(host for host in self.network.hosts if host.name == daemon.place.name)
 
 
 Harm = Callable[[Scene], Awaitable[None]]
@@ -73,12 +68,12 @@ Harm = Callable[[Scene], Awaitable[None]]
 
 async def kill_stage(scene: Scene) -> None:
     """SIGKILL to the process of a stage."""
-    os.kill(await scene.other_stage(), signal.SIGKILL)
+    os.kill(scene.stage_pid, signal.SIGKILL)
 
 
 async def kill_daemon(scene: Scene) -> None:
     """SIGKILL to the daemon of a node that holds a stage."""
-    (await scene.other_holder()).kill()
+    scene.victim.kill()
 
 
 async def kill_leader(scene: Scene) -> None:
@@ -87,8 +82,8 @@ async def kill_leader(scene: Scene) -> None:
 
 
 async def kill_gateway(scene: Scene) -> None:
-    """SIGKILL to the daemon of the second gateway; it holds a stage as well, where the plan put one there."""
-    scene.cluster.daemons[NAMES[1]].kill()
+    """SIGKILL to the daemon of the second gateway; it may hold a stage as well."""
+    next(daemon for daemon in scene.cluster.daemons.values() if daemon.place.url == scene.gateways[1]).kill()
 
 
 async def lose_etcd(scene: Scene) -> None:
@@ -100,9 +95,7 @@ def cut_host(seconds: float, *, leader: bool) -> Harm:
     """The cable of a host is cut for so long: the leader's, or that of another one with a stage."""
 
     async def harm(scene: Scene) -> None:
-        daemon = scene.cluster.leader() if leader else await scene.other_holder()
-        host = next(host for host in scene.network.hosts if host.name == daemon.place.name)
-        scene.network.cut(host)
+        scene.network.cut(scene.host_of(scene.cluster.leader() if leader else scene.victim))
         await trio.sleep(seconds)
         scene.network.mend()
 
@@ -111,10 +104,8 @@ def cut_host(seconds: float, *, leader: bool) -> Harm:
 
 async def flap(scene: Scene) -> None:
     """The cable of a host with a stage is cut and mended every half second, ten times."""
-    daemon = await scene.other_holder()
-    host = next(host for host in scene.network.hosts if host.name == daemon.place.name)
     for _ in range(10):
-        scene.network.cut(host)
+        scene.network.cut(scene.host_of(scene.victim))
         await trio.sleep(0.5)
         scene.network.mend()
         await trio.sleep(0.5)
@@ -150,20 +141,36 @@ def run(
 
 
 def _case(model: str, harm: Harm, requests_each: int, tokens: int) -> dict[str, Any]:
-    with host_network(NAMES, CABLE) as network, _daemons(model, network) as made:
-        scene = Scene(network, made, (made.places[NAMES[0]].url, made.places[NAMES[1]].url))
+    with _scene(model, CABLE) as scene:
         return trio.run(_under_load, scene, harm, model, requests_each, tokens)
 
 
-def _daemons(model: str, network: HostNetwork) -> AbstractContextManager[Cluster]:
-    places = on_hosts(network.hosts)
-    options = ("--deterministic", "--threads", "1", "--devices", "cpu:2", "--stages", str(STAGES), "--nodes", "4")
-    return cluster(model, places, *options, etcd_on=places[0])
+@contextmanager
+def _scene(model: str, shape: Shape) -> Iterator[Scene]:
+    """A cluster of daemons that serve; etcd has a host of its own, so that no cut cable takes it from everybody."""
+    with host_network((*NAMES, STORE), shape) as network:
+        *places, store = on_hosts(network.hosts)
+        options = ("--deterministic", "--threads", "1", "--devices", "cpu:2", "--stages", str(STAGES), "--nodes", "4")
+        with cluster(model, places, *options, etcd_on=store) as made:
+            for name in NAMES:
+                made.start(name)
+            made.wait_ready()
+            leader = made.leader().place.name
+            stages = trio.run(_stages, made.places[leader].url)
+            victim, pid = next(stage for stage in stages if stage[0] != leader)
+            gateways = tuple(place.url for place in places if place.name not in (leader, victim))
+            yield Scene(network, made, gateways, made.daemons[victim], pid)
+
+
+async def _stages(url: str) -> list[tuple[str, int]]:
+    """The node and the process of each stage that serves now."""
+    async with AsyncClient(url, api_key=API_KEY) as client:
+        status = await client.status()
+    return [(stage["device"].partition("/")[0], stage["pid"]) for stage in status["stages"]]
 
 
 async def _under_load(scene: Scene, harm: Harm, model: str, requests_each: int, tokens: int) -> dict[str, Any]:
-    _start(scene.cluster)
-    load = ClusterLoad(scene.gateways, scene.cluster.headers, model, PROMPTS, tokens)
+    load = ClusterLoad(scene.gateways, API_KEY, model, PROMPTS, tokens)
     await load.learn()
     times: dict[str, float] = {}
     async with trio.open_nursery() as nursery:
@@ -180,35 +187,18 @@ async def _under_load(scene: Scene, harm: Harm, model: str, requests_each: int, 
     return _facts(outcome, times)
 
 
-def _start(made: Cluster) -> None:
-    for name in NAMES:
-        made.start(name)
-    made.wait_ready()
-
-
 async def _watch_capacity(scene: Scene, times: dict[str, float]) -> None:
-    """Note when a gateway that lives first says that the cluster does not serve, and when it serves again."""
+    """Note when the first gateway says that the cluster does not serve, and when it serves again."""
     with trio.move_on_after(CAPACITY_S_MAX):
-        while "ready" not in times:
-            await trio.sleep(0.05)
-            ready = await _is_ready(scene)
-            if not ready:
-                times.setdefault("noticed", trio.current_time())
-            elif "noticed" in times:
-                times["ready"] = trio.current_time()
-            elif "end" in times:
-                return
-
-
-async def _is_ready(scene: Scene) -> bool:
-    living = [daemon.place.url for daemon in scene.cluster.daemons.values() if daemon.is_alive]
-    async with httpx.AsyncClient(timeout=2.0, headers=scene.cluster.headers) as http:
-        for url in living[:1]:
-            try:
-                return (await http.get(f"{url}/ready")).status_code == 200
-            except httpx.HTTPError:
-                return False
-    return False
+        async with AsyncClient(scene.gateways[0], api_key=API_KEY) as client:
+            while "ready" not in times:
+                await trio.sleep(LOOK_S)
+                if not await client.ready():
+                    times.setdefault("noticed", trio.current_time())
+                elif "noticed" in times:
+                    times["ready"] = trio.current_time()
+                elif "end" in times:
+                    return
 
 
 def _facts(outcome: LoadOutcome, times: dict[str, float]) -> dict[str, Any]:
@@ -225,9 +215,7 @@ def _across(model: str, tokens: int) -> dict[str, Any]:
     """TPOT of one stream across three hosts against the same hosts with cables that cost nothing, and a change across hosts."""
     tpots, change = {}, {}
     for name, shape in (("free", Shape()), ("cabled", CABLE)):
-        with host_network(NAMES, shape) as network, _daemons(model, network) as made:
-            _start(made)
-            scene = Scene(network, made, (made.places[NAMES[0]].url, made.places[NAMES[1]].url))
+        with _scene(model, shape) as scene:
             tpots[name] = trio.run(_tpot, scene, model, tokens)
             if name == "cabled":
                 change = trio.run(_change, scene, model, tokens)
@@ -245,7 +233,7 @@ def _across(model: str, tokens: int) -> dict[str, Any]:
 
 async def _tpot(scene: Scene, model: str, tokens: int) -> float:
     """Seconds per token of one stream, median."""
-    load = ClusterLoad(scene.gateways, scene.cluster.headers, model, PROMPTS[:1], max(tokens, 64))
+    load = ClusterLoad(scene.gateways, API_KEY, model, PROMPTS[:1], max(tokens, 64))
     await load.learn()
     outcome = await load.run(3)
     return statistics.median(outcome.token_gaps_s)
@@ -253,7 +241,7 @@ async def _tpot(scene: Scene, model: str, tokens: int) -> float:
 
 async def _change(scene: Scene, model: str, tokens: int) -> dict[str, Any]:
     """A refactoring to two stages while clients stream: its pauses against a step."""
-    load = ClusterLoad(scene.gateways, scene.cluster.headers, model, PROMPTS, max(tokens, 256))
+    load = ClusterLoad(scene.gateways, API_KEY, model, PROMPTS, max(tokens, 256))
     await load.learn()
     facts: dict[str, Any] = {}
 
@@ -268,6 +256,6 @@ async def _change(scene: Scene, model: str, tokens: int) -> dict[str, Any]:
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(change)
-        outcome = await load.run(3)
+        outcome = await load.run(2)
     step_ms = statistics.median(outcome.token_gaps_s) * 1e3
     return facts | {"step_ms": step_ms, "lost": len(outcome.lost), "altered": outcome.altered}

@@ -6,15 +6,14 @@ It must never know what happens to the cluster meanwhile.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
-import httpx
 import trio
 
-from ..client_errors import FlexPipeError, error_of_answer
-from ..client_events import TextReader
-from ..client_streams import AsyncEventStream, connection_errors
+from ..client import AsyncClient
+from ..client_errors import FlexPipeError
 
 SILENCE_S_MAX = 120.0
 """A stream that says nothing for so long is lost."""
@@ -59,11 +58,9 @@ class LoadOutcome:
 class ClusterLoad:
     """Clients of ``gateways``; ``expected`` is filled by `learn` before anything happens."""
 
-    def __init__(
-        self, gateways: Sequence[str], headers: Mapping[str, str], model: str, prompts: Sequence[str], tokens: int
-    ) -> None:
+    def __init__(self, gateways: Sequence[str], api_key: str, model: str, prompts: Sequence[str], tokens: int) -> None:
         self._gateways = tuple(gateways)
-        self._headers = dict(headers)
+        self._api_key = api_key
         self._model = model
         self._prompts = tuple(prompts)
         self._tokens = tokens
@@ -72,16 +69,20 @@ class ClusterLoad:
 
     async def learn(self) -> None:
         """Ask every prompt once, undisturbed."""
-        async with self._client() as http:
+
+        async def ask(client: AsyncClient, prompt: str) -> None:
+            self.expected[prompt] = await self._ask(client, prompt, LoadOutcome())
+
+        async with self._clients() as clients, trio.open_nursery() as nursery:
             for prompt in self._prompts:
-                self.expected[prompt] = await self._ask(http, self._gateways[0], prompt, LoadOutcome())
+                nursery.start_soon(ask, clients[0], prompt)
 
     async def run(self, requests_each: int) -> LoadOutcome:
         """Every client asks so often, one request after the other."""
         self.outcome = LoadOutcome()
-        async with self._client() as http, trio.open_nursery() as nursery:
+        async with self._clients() as clients, trio.open_nursery() as nursery:
             for place, prompt in enumerate(self._prompts):
-                nursery.start_soon(self._be_client, http, place, prompt, requests_each)
+                nursery.start_soon(self._be_client, clients, place, prompt, requests_each)
         return self.outcome
 
     async def until(self, answered: int) -> None:
@@ -89,18 +90,24 @@ class ClusterLoad:
         while self.outcome.answered < answered:  # noqa: ASYNC110 - a bench may look
             await trio.sleep(0.02)
 
-    def _client(self) -> httpx.AsyncClient:
-        limits = httpx.Limits(max_connections=len(self._prompts) + 1)
-        return httpx.AsyncClient(timeout=httpx.Timeout(SILENCE_S_MAX), headers=self._headers, limits=limits)
+    @asynccontextmanager
+    async def _clients(self) -> AsyncIterator[list[AsyncClient]]:
+        """One of the SDK's for each gateway."""
+        async with AsyncExitStack() as stack:
+            yield [
+                await stack.enter_async_context(
+                    AsyncClient(url, api_key=self._api_key, model=self._model, silence_s_max=SILENCE_S_MAX)
+                )
+                for url in self._gateways
+            ]
 
-    async def _be_client(self, http: httpx.AsyncClient, place: int, prompt: str, requests: int) -> None:
+    async def _be_client(self, clients: Sequence[AsyncClient], place: int, prompt: str, requests: int) -> None:
         for _ in range(requests):
             sentence = ""
             for attempt in range(ATTEMPTS_MAX):
-                gateway = self._gateways[(place + attempt) % len(self._gateways)]
                 self.outcome.retried += attempt > 0
                 try:
-                    text = await self._ask(http, gateway, prompt, self.outcome)
+                    text = await self._ask(clients[(place + attempt) % len(clients)], prompt, self.outcome)
                 except FlexPipeError as error:
                     sentence = str(error)
                 else:
@@ -110,30 +117,17 @@ class ClusterLoad:
             else:
                 self.outcome.lost.append(sentence)
 
-    async def _ask(self, http: httpx.AsyncClient, gateway: str, prompt: str, outcome: LoadOutcome) -> str:
+    async def _ask(self, client: AsyncClient, prompt: str, outcome: LoadOutcome) -> str:
         """One answer's text, its waits noted. Raises `FlexPipeError` where it does not come whole."""
-        body = {
-            "model": self._model,
-            "prompt": prompt,
-            "max_tokens": self._tokens,
-            "temperature": 0,
-            "ignore_eos": True,
-            "stream": True,
-        }
         text, last_s, is_first = "", trio.current_time(), True
-        with connection_errors():
-            request = http.build_request("POST", f"{gateway}/v1/completions", json=body)
-            response = await http.send(request, stream=True)
-            if not response.is_success:
-                await response.aread()
-                raise error_of_answer(response.status_code, response.content, None, None)
-            async with AsyncEventStream(response, TextReader()) as events:
-                async for part in events:
-                    now_s = trio.current_time()
-                    outcome.waits.ends_s.append(now_s)
-                    outcome.waits.waits_s.append(now_s - last_s)
-                    if not is_first:
-                        outcome.token_gaps_s.append(now_s - last_s)
-                    last_s, is_first = now_s, False
-                    text += part
+        stream = await client.complete(prompt, stream=True, max_tokens=self._tokens, temperature=0, ignore_eos=True)
+        async with stream:
+            async for part in stream:
+                now_s = trio.current_time()
+                outcome.waits.ends_s.append(now_s)
+                outcome.waits.waits_s.append(now_s - last_s)
+                if not is_first:
+                    outcome.token_gaps_s.append(now_s - last_s)
+                last_s, is_first = now_s, False
+                text += part
         return text

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -119,7 +119,7 @@ class Etcd:
 
 
 class Cluster:
-    """Daemons that serve one model together. ``headers`` let clients in."""
+    """Daemons that serve one model together. Clients need `API_KEY` where they are on hosts of their own."""
 
     def __init__(
         self, model: str, places: Sequence[Place], folder: Path, options: Sequence[str], etcd: Etcd | None
@@ -130,13 +130,7 @@ class Cluster:
         self._folder = folder
         self._options = tuple(options)
         self._etcd = etcd
-        self._beyond_loopback = any(place.enter for place in places)
-        self._keys = _keys(places, folder) if self._beyond_loopback else {}
-
-    @property
-    def headers(self) -> Mapping[str, str]:
-        """What a client sends with each request."""
-        return {"Authorization": f"Bearer {API_KEY}"} if self._beyond_loopback else {}
+        self._keys = _keys(places, folder) if any(place.enter for place in places) else {}
 
     def start(self, name: str, *options: str) -> DaemonProcess:
         """Start a daemon; it comes up meanwhile. Where there is no etcd the first one leads."""
@@ -144,13 +138,9 @@ class Cluster:
         logs = self._folder / "logs" / name
         logs.mkdir(parents=True, exist_ok=True)
         first = next(iter(self.places.values()))
-        lead = (
-            ("--etcd", self._etcd.url)
-            if self._etcd is not None
-            else ()
-            if place is first
-            else ("--join", first.node_address)
-        )
+        lead = () if place is first else ("--join", first.node_address)
+        if self._etcd is not None:
+            lead = ("--etcd", self._etcd.url)
         command = [
             *place.enter,
             *(sys.executable, "-m", "flexpipe.cli", "daemon", self._model, "--name", name),
