@@ -28,7 +28,7 @@ REPLICAS_MAX = 8
 WORKER_START_S = 0.5
 """From a change's begin until a new worker has its weights mapped: 0.1 to 0.5 s were measured with a forked worker."""
 COPY_BYTES_PER_S = 40e6
-"""KV pages copied before the cut, at 2 % of a core (`HandoffLimits.copy_share_max`): 20 to 60 MB/s were measured, by load."""
+"""KV pages copied before the cut, at 2 % of a core (`HandoffLimits.copy_share_max`): a guess, between what busy machines showed."""
 STAGE_OVERHEAD_S = 0.004
 """What a stage adds to a step besides computing: its plan, its batch, two messages."""
 

@@ -10,7 +10,7 @@ Settings of ours: spread and confirmation of the fluid policy were chosen three 
 but the second time after the quick table had been seen, and the third after an hour of evaluated loads had (seed 0 at CV 1, 4, 8).
 
 Changes of depth split and merge stages where they are, with old and new memory side by side, and are refused where that does not
-fit. For OPT-66B the policy makes none: eight stages do 86 to 94 % of the work per GPU of four. The paper's policy shares our
+fit. For OPT-66B the policy makes none: eight stages do less work per GPU than four. The paper's policy shares our
 controller's limits, and what it loses by them was not taken apart.
 
 Step times are published tables with interpolation, scaled by parameters for models that have none. The paper does not say what
