@@ -8,8 +8,9 @@ system (`connection`), and a closed listener stays bound, deaf to newcomers, unt
 
 from __future__ import annotations
 
+import heapq
 import secrets
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -29,8 +30,9 @@ from .router_wire import RouterWire
 from .zmq_socket import ZmqSocket, descriptor_of, property_of
 from .zmq_wire import CONTROL_FRAMES_MAX, EVENTS, GOODBYE_LINGER_MS, HANDSHAKE_FAILED, MONITOR_EVENT, bind, stranger
 
-DOUBT_S = 0.01
-"""libzmq tells of a connection's end a little before it lets go of the peer; asking earlier would hear that all is well."""
+DOUBTS_S = (0.01, 0.1, 1.0)
+"""libzmq tells of a connection's end a little before it lets go of the peer, longer on a busy machine: asked early, all is well.
+So a link whose connection has ended is asked several times, so long after that was told."""
 
 
 class ZmqListener:
@@ -64,7 +66,10 @@ class ZmqListener:
         self._wires: dict[bytes, RouterWire] = {}
         self._leaving: deque[tuple[float, RouterWire]] = deque()
         self._connections = Connections(self._catch_up)
-        self._ends: deque[tuple[float, int]] = deque()  # of connections: when to look into it, and which descriptor
+        self._peers: Counter[int] = Counter()  # by descriptor: connections of peers whose end was not looked into yet
+        self._ends: list[
+            tuple[float, int, int]
+        ] = []  # a heap: when to look into an end, for which time, which descriptor
         self._end_came = trio.lowlevel.ParkingLot()
         self._strangers = 0
         self._is_deaf = False
@@ -150,13 +155,14 @@ class ZmqListener:
             descriptor = descriptor_of(segments[0])
             connection = self._connection_of(descriptor)
             wire = self._wires[identity] = RouterWire(self, identity, descriptor, connection, self._frames_max)
+            self._peers[descriptor] += 1
             self._receive(wire, proof_of(property_of(segments[0], "User-Id")), property_of(segments[0], "Peer-Address"))
         wire.arrive(segments[1:])
 
     def _connection_of(self, descriptor: int) -> Connection | None:
         """The connection of a peer's first message; None where it may have ended already, and the number be another one's."""
         connection = self._connections.find(descriptor)
-        return None if any(descriptor == ended for _, ended in self._ends) else connection
+        return None if any(time == 0 and descriptor == ended for _, time, ended in self._ends) else connection
 
     def _catch_up(self) -> None:
         while (segments := self._monitor.receive_nowait()) is not None:
@@ -187,7 +193,8 @@ class ZmqListener:
             self._connections.accepted(value)
         elif event == zmq.EVENT_DISCONNECTED:
             self._connections.ended(value)
-            self._ends.append((trio.current_time() + DOUBT_S, value))
+            for time, doubt_s in enumerate(DOUBTS_S):
+                heapq.heappush(self._ends, (trio.current_time() + doubt_s, time, value))
             self._end_came.unpark()
         elif event & HANDSHAKE_FAILED:
             self._strangers += 1
@@ -199,19 +206,27 @@ class ZmqListener:
         while True:
             while not self._ends:
                 await self._end_came.park()
-            await trio.sleep_until(self._ends[0][0])
+            if (wait_s := self._ends[0][0] - trio.current_time()) > 0:
+                with trio.move_on_after(wait_s):
+                    await self._end_came.park()  # an end that came since may be due before
+                continue
             self.read_all()  # first what came over the connection: only then is it known whose it was
-            self._disconnected(self._ends.popleft()[1])
+            _, time, descriptor = heapq.heappop(self._ends)
+            self._look_into_end(descriptor, is_first=time == 0)
 
-    def _disconnected(self, descriptor: int) -> None:
+    def _look_into_end(self, descriptor: int, *, is_first: bool) -> None:
         # By now the number may be another connection's: then its link says a word more than it had to.
-        doubtful = [wire for wire in self._wires.values() if wire.descriptor == descriptor]
-        for wire in doubtful:
-            wire.tell(WireEvent.DOUBTFUL)
-        if self._strangers and not doubtful:
+        for wire in self._wires.values():
+            if wire.descriptor == descriptor:
+                wire.tell(WireEvent.DOUBTFUL)
+        if not is_first:
+            return
+        if self._peers[descriptor]:
+            self._peers[descriptor] -= 1
+        elif self._strangers:
             # libzmq tells a failed handshake and the end of its connection one right after the other.
             self._strangers -= 1
-        elif not doubtful and not self._is_deaf:
+        elif not self._is_deaf:
             # libzmq is silent on some handshakes that fail: ZMTP 1 where it wants a proof.
             self._reception.refuse(RefusalReason.HANDSHAKE, "", "", "it was no peer's connection, and has ended")
 

@@ -50,8 +50,16 @@ def attacker(context, address, **options):
             setattr(raw, name, value)
         raw.linger = 2000
         raw.reconnect_ivl = -1
-        raw.connect(address)
-        yield raw
+        with raw.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED):
+            raw.connect(address)
+            yield raw
+            raw.disable_monitor()
+
+
+async def handshake_over(raw):
+    """Wait until it is let in: who leaves before is a stranger, and refused as one."""
+    while not raw.get_monitor_socket().poll(0):
+        await trio.sleep(0.001)
 
 
 def throw(raw, frames):
@@ -154,6 +162,7 @@ async def test_a_listener_sends_each_hostile_peer_away_once_and_serves_the_other
                 for number in range(attacks):
                     with attacker(context, place, **curve) as raw:
                         throw(raw, hostile.conversation(FRAMES_A_CONVERSATION))
+                        await handshake_over(raw)
                     await honest.send([number.to_bytes(4, "little")])
                     assert bytes((await honest.receive())[0]) == number.to_bytes(4, "little")
                     while len(refusals) + len(ended) < number - 8:  # a few attack at once
